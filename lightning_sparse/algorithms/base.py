@@ -1,0 +1,148 @@
+"""When masks move, and how a fixed number of weights is dropped and grown."""
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from math import floor
+from typing import TYPE_CHECKING, Literal
+
+from torch import Tensor
+
+from lightning_sparse.core.algorithm import Algorithm, Masks
+from lightning_sparse.core.errors import raise_problems
+from lightning_sparse.core.param import SparseParam
+from lightning_sparse.core.schedules import CosineSchedule, Schedule
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+
+@dataclass(frozen=True)
+class Periodic(Algorithm):
+    """An algorithm that moves masks every so often, until it stops.
+
+    Args:
+        every: optimizer steps between updates, or "epoch".
+        stop: the last step at which masks may move: optimizer steps (int), or a share of the run in (0, 1] (float).
+    """
+
+    every: int | Literal["epoch"] = 100
+    stop: int | float = 0.75
+
+    def __post_init__(self) -> None:
+        """Check what was given, all at once."""
+        raise_problems(self.problems(), type(self).__name__)
+
+    def problems(self) -> list[str]:
+        """What is wrong with the hyper-parameters, a sentence each."""
+        found = []
+        if self.every != "epoch" and (not isinstance(self.every, int) or self.every < 1):
+            found.append(f"every must be a positive number of optimizer steps or 'epoch', got {self.every!r}")
+        return found + _wrong_moment("stop", self.stop)
+
+    def planned(self, total_steps: int | None, epoch_steps: int | None) -> "Self":
+        """See :meth:`Algorithm.planned`."""
+        every = self.every
+        if every == "epoch":
+            if not epoch_steps:
+                raise ValueError(
+                    f"{type(self).__name__}: every='epoch', but the length of an epoch is unknown; "
+                    f"give every= in optimizer steps"
+                )
+            every = epoch_steps
+        return replace(self, every=every, stop=self.steps("stop", self.stop, total_steps))
+
+    def steps(self, name: str, moment: int | float, total_steps: int | None) -> int:
+        """A moment of the run in optimizer steps.
+
+        Raises:
+            ValueError: if it is a share of a run whose length is unknown.
+        """
+        if isinstance(moment, int):
+            return moment
+        if total_steps is None:
+            raise ValueError(
+                f"{type(self).__name__}: {name}={moment} is a share of the run, but the length of the run is unknown; "
+                f"give {name}= as a number of optimizer steps"
+            )
+        return max(1, round(moment * total_steps))
+
+    def due(self, step: int) -> bool:
+        """Whether masks move after optimizer step ``step``."""
+        return isinstance(self.every, int) and step % self.every == 0 and step <= self.stop
+
+
+@dataclass(frozen=True)
+class DropGrow(Periodic):
+    """Drop the worst live weights of each layer and grow as many dead ones; counts never change.
+
+    A subclass says what is good: ``drop_score`` (the lowest live weights go) and ``grow_score`` (the highest dead
+    weights come). Grown weights start at zero, with a clean optimizer state.
+
+    Args:
+        every: optimizer steps between updates, or "epoch".
+        stop: the last step at which masks may move: optimizer steps (int), or a share of the run in (0, 1] (float).
+        fraction: share of the live weights to drop, a schedule from the first step to ``stop``.
+        regrow_dropped: whether a weight just dropped may be grown at once; it then keeps its value, as in the RigL
+            authors' code. Default False: only weights that were dead before.
+        replace_step: whether an update takes the place of the optimizer step, as in the RigL authors' code, instead
+            of following it. Not for LBFGS, nor for a fused optimizer under a gradient scaler.
+    """
+
+    fraction: Schedule = CosineSchedule(0.3)
+    regrow_dropped: bool = False
+    replace_step: bool = False
+
+    def problems(self) -> list[str]:
+        """What is wrong with the hyper-parameters, a sentence each."""
+        found = super().problems()
+        if not isinstance(self.fraction, Schedule):
+            found.append(
+                f"fraction must be a Schedule, got {self.fraction!r}: CosineSchedule(0.3) decays it to 0, "
+                f"ConstantSchedule(0.3) holds it"
+            )
+        elif bad := [x for x in (self.fraction.at(share / 8) for share in range(9)) if not 0 <= x <= 1]:
+            found.append(f"fraction must stay in [0, 1], got {self.fraction}, which reaches {bad[0]}")
+        return found
+
+    def planned(self, total_steps: int | None, epoch_steps: int | None) -> "Self":
+        """As :meth:`Periodic.planned`; nothing moves after the last step, where grown weights could not learn."""
+        plan = super().planned(total_steps, epoch_steps)
+        return plan if total_steps is None else replace(plan, stop=min(plan.stop, max(1, total_steps - 1)))
+
+    def needs_gradient(self, step: int) -> bool:
+        """Whether scores may read ``p.grad``: at updates."""
+        return self.due(step)
+
+    @abstractmethod
+    def drop_score(self, p: SparseParam) -> Tensor:
+        """Worth of the live weights; the lowest are dropped."""
+
+    @abstractmethod
+    def grow_score(self, p: SparseParam) -> Tensor:
+        """Promise of the dead weights; the highest are grown."""
+
+    def update(self, params: Sequence[SparseParam], step: int) -> Masks:
+        """Drop and grow in every layer."""
+        share = self.fraction(step, int(self.stop))
+        return {p.name: self.rewire(p, floor(share * p.live + 1e-9)) for p in params}
+
+    def rewire(self, p: SparseParam, n: int) -> Tensor:
+        """The mask after ``n`` weights (or as many as can be grown) were exchanged."""
+        n = min(n, p.size - p.live)
+        if n == 0:
+            return p.mask
+        kept = p.keep(self.drop_score(p), p.live - n, p.mask)
+        return self.regrow(p, kept, n)
+
+    def regrow(self, p: SparseParam, kept: Tensor, n: int) -> Tensor:
+        """``kept`` and ``n`` grown weights."""
+        candidates = ~kept if self.regrow_dropped else ~p.mask
+        return kept | p.keep(self.grow_score(p), n, candidates)
+
+
+def _wrong_moment(name: str, value: int | float) -> list[str]:
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    if (whole and value >= 1) or (isinstance(value, float) and 0 < value <= 1):
+        return []
+    return [f"{name} must be optimizer steps (an int from 1) or a share of the run (a float in (0, 1]), got {value!r}"]

@@ -1,0 +1,201 @@
+"""Dynamic sparse training: sparse from the first step to the last, with a mask that moves."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import floor
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from lightning_sparse.algorithms.base import DropGrow
+from lightning_sparse.core.algorithm import Masks
+from lightning_sparse.core.allocation import apportion
+from lightning_sparse.core.param import SparseParam
+from lightning_sparse.core.schedules import ConstantSchedule, CosineSchedule, Schedule
+
+
+@dataclass(frozen=True)
+class SET(DropGrow):
+    """Drop the smallest weights, grow at random (Mocanu et al. 2018, https://doi.org/10.1038/s41467-018-04316-3).
+
+    ``variant="magnitude"`` is the form every later paper compares with: the smallest absolute values go, every 100
+    steps, with RigL's schedule. ``variant="original"`` is the authors' own: after every epoch of the whole run, a
+    constant share of the smallest positive and of the largest negative weights each, and whatever is zero; weights
+    just dropped may be drawn again (here they then keep their value; in the authors' Keras code they restart at 0).
+
+    Args:
+        variant: "magnitude" or "original".
+        every: optimizer steps between updates, or "epoch"; None takes the variant's own.
+        stop: last step at which masks may move (int), or share of the run (float); None takes the variant's own.
+        fraction: share of the live weights to drop; None takes the variant's own.
+        regrow_dropped: whether a weight just dropped may be grown at once; None takes the variant's own.
+        replace_step: whether an update takes the place of the optimizer step.
+
+    Example:
+        >>> SET().every, SET(variant="original").every
+        (100, 'epoch')
+    """
+
+    variant: Literal["magnitude", "original"] = "magnitude"
+    every: int | Literal["epoch"] | None = None  # type: ignore[assignment]  # None until __post_init__ has resolved it
+    stop: int | float | None = None  # type: ignore[assignment]
+    fraction: Schedule | None = None  # type: ignore[assignment]
+    regrow_dropped: bool | None = None  # type: ignore[assignment]
+
+    def __post_init__(self) -> None:
+        """Fill in what the variant decides, then check."""
+        original = self.variant == "original"
+        own = {
+            "every": "epoch" if original else 100,
+            "stop": 1.0 if original else 0.75,
+            "fraction": ConstantSchedule(0.3) if original else CosineSchedule(0.3),
+            "regrow_dropped": original,
+        }
+        for name, value in own.items():
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, value)  # the dataclass is frozen
+        super().__post_init__()
+
+    def problems(self) -> list[str]:
+        """What is wrong with the hyper-parameters, a sentence each."""
+        known = self.variant in ("magnitude", "original")
+        wrong = [] if known else [f"variant must be 'magnitude' or 'original', got {self.variant!r}"]
+        return wrong + super().problems()
+
+    def needs_gradient(self, step: int) -> bool:
+        """Never: growth is random."""
+        return False
+
+    def drop_score(self, p: SparseParam) -> Tensor:
+        """The magnitude."""
+        return p.weight.abs()
+
+    def grow_score(self, p: SparseParam) -> Tensor:
+        """Chance, the same on every rank."""
+        return p.uniform("grow")
+
+    def rewire(self, p: SparseParam, n: int) -> Tensor:
+        """Exchange ``n`` weights; the original variant counts each sign by itself."""
+        if self.variant == "magnitude":
+            return super().rewire(p, n)
+        share = n / p.live if p.live else 0.0
+        kept = torch.zeros_like(p.mask)
+        for side in (p.mask & (p.weight > 0), p.mask & (p.weight < 0)):
+            count = int(side.count_nonzero())
+            kept |= p.keep(p.weight.abs(), count - floor(share * count + 1e-9), side)
+        room = p.size - int(kept.count_nonzero()) if self.regrow_dropped else p.size - p.live
+        n = p.live - int(kept.count_nonzero())
+        if n > room:  # a layer that is almost full: keep the best of what would have gone
+            kept |= p.keep(p.weight.abs(), n - room, p.mask & ~kept)
+        return self.regrow(p, kept, min(n, room))
+
+
+@dataclass(frozen=True)
+class RigL(DropGrow):
+    """Drop the smallest weights, grow where the dense gradient is largest.
+
+    Source: Evci et al. 2020, https://arxiv.org/abs/1911.11134, algorithm 1. Differences from the authors' code, each a
+    switch: an update follows the optimizer step (``replace_step=True``: takes its place), weights just dropped do not
+    compete for growth (``regrow_dropped=True``: they do, and keep their value), nothing is drawn to break ties, and
+    the first update comes after ``every`` steps, not at step 0.
+
+    Args:
+        every: optimizer steps between updates, or "epoch".
+        stop: last step at which masks may move: optimizer steps (int), or a share of the run (float).
+        fraction: share of the live weights to drop, from the first step to ``stop``.
+        regrow_dropped: whether a weight just dropped may be grown at once, keeping its value.
+        replace_step: whether an update takes the place of the optimizer step.
+
+    Example:
+        >>> RigL(every=200, stop=10_000, fraction=CosineSchedule(0.5)).due(400)
+        True
+    """
+
+    def drop_score(self, p: SparseParam) -> Tensor:
+        """The magnitude."""
+        return p.weight.abs()
+
+    def grow_score(self, p: SparseParam) -> Tensor:
+        """The magnitude of the dense gradient."""
+        return p.grad.abs()
+
+    def training_flops(self, sparse: float, dense: float) -> float:
+        """A dense gradient once in ``every + 1`` steps (Evci et al. 2020, appendix H)."""
+        every = self.every if isinstance(self.every, int) else 0
+        if not every:
+            return 3 * sparse  # once an epoch: too seldom to count
+        return (3 * sparse * every + 2 * sparse + dense) / (every + 1)
+
+
+@dataclass(frozen=True)
+class SparseMomentum(DropGrow):
+    """Drop the smallest weights, move budget to layers with large momentum, grow where momentum is largest.
+
+    After every epoch each layer drops the same share; what was dropped is dealt to the layers by the mean magnitude of
+    the momentum of their live weights, and grown where the momentum of dead weights is largest. Source: Dettmers &
+    Zettlemoyer 2019, https://arxiv.org/abs/1907.04840, algorithm 2. Differences from the authors' code: the total is
+    exact (theirs is steered towards it); momentum is an exponential average of the dense gradients kept here, as the
+    optimizer's own is masked; a grown weight starts without momentum.
+
+    Costs one dense float32 tensor a layer (in checkpoints too) and the dense gradient at every step.
+
+    Args:
+        every: optimizer steps between updates, or "epoch".
+        stop: last step at which masks may move: optimizer steps (int), or a share of the run (float).
+        fraction: share of the live weights to drop, from the first step to ``stop``.
+        regrow_dropped: whether a weight just dropped may be grown at once, keeping its value.
+        replace_step: whether an update takes the place of the optimizer step.
+        beta: decay of the average, in [0, 1).
+
+    Example:
+        >>> SparseMomentum().fraction
+        CosineSchedule(start=0.5, end=0.005)
+    """
+
+    every: int | Literal["epoch"] = "epoch"
+    stop: int | float = 1.0
+    fraction: Schedule = CosineSchedule(0.5, 0.005)
+    beta: float = 0.9
+
+    def problems(self) -> list[str]:
+        """What is wrong with the hyper-parameters, a sentence each."""
+        wrong = [] if 0 <= self.beta < 1 else [f"beta must be in [0, 1), got {self.beta}"]
+        return super().problems() + wrong
+
+    def needs_gradient(self, step: int) -> bool:
+        """Always, until masks stop: the average runs over every step."""
+        return step <= self.stop
+
+    def observe(self, params: Sequence[SparseParam], step: int) -> None:
+        """Average the dense gradients."""
+        for p in params:
+            if "momentum" not in p.state:
+                p.state["momentum"] = torch.zeros_like(p.grad, dtype=torch.float32)
+            p.state["momentum"].lerp_(p.grad.float(), 1 - self.beta)
+
+    def drop_score(self, p: SparseParam) -> Tensor:
+        """The magnitude."""
+        return p.weight.abs()
+
+    def grow_score(self, p: SparseParam) -> Tensor:
+        """The magnitude of the dense momentum."""
+        return p.state["momentum"].abs()
+
+    def update(self, params: Sequence[SparseParam], step: int) -> Masks:
+        """Drop in every layer, deal the total to the layers by mean momentum, grow."""
+        params = [p for p in params if "momentum" in p.state]  # a layer that never had a gradient stays as it is
+        share = self.fraction(step, int(self.stop))
+        kept = {p.name: p.keep(self.drop_score(p), p.live - floor(share * p.live + 1e-9), p.mask) for p in params}
+        count = {name: int(mask.count_nonzero()) for name, mask in kept.items()}
+        room = [p.size - (count[p.name] if self.regrow_dropped else p.live) for p in params]
+        dropped = sum(p.live - count[p.name] for p in params)
+        if dropped > sum(room):  # almost dense: there is no room to move everything
+            return {p.name: self.rewire(p, floor(share * p.live + 1e-9)) for p in params}
+        means = [float(self.grow_score(p)[p.mask].mean()) for p in params]
+        grown = apportion(means, dropped, room)
+        return {p.name: self.regrow(p, kept[p.name], n) for p, n in zip(params, grown, strict=True)}
+
+    def training_flops(self, sparse: float, dense: float) -> float:
+        """A dense gradient at every step: 2 f_s + f_d (Evci et al. 2020, appendix H)."""
+        return 2 * sparse + dense

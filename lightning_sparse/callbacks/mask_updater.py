@@ -1,0 +1,303 @@
+"""Sparse training as one callback."""
+
+import weakref
+from collections.abc import Mapping
+from math import ceil, isfinite
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
+
+from lightning_sparse.algorithms import ALGORITHMS
+from lightning_sparse.callbacks.base import Callback, MisconfigurationException, refuse_strategy
+from lightning_sparse.core.algorithm import Algorithm, Masks
+from lightning_sparse.core.allocation import ALLOCATIONS, AllocationName
+from lightning_sparse.core.checkpoint import saved_masks
+from lightning_sparse.core.errors import raise_problems
+from lightning_sparse.core.masks import Pattern
+from lightning_sparse.core.param import Init
+from lightning_sparse.core.plan import Plan
+from lightning_sparse.core.random_state import load_random_state, save_random_state
+from lightning_sparse.core.select import select
+from lightning_sparse.core.sparsifier import Sparsifier
+
+AlgorithmName = Literal["static", "set", "rigl", "sparse_momentum", "gmp"]
+
+
+class MaskUpdater(Callback):
+    """Trains any LightningModule sparse: no change to its code, its parameter names or its checkpoints.
+
+    Weights outside the masks are zero in every forward pass; masks move after optimizer steps as the algorithm says.
+    ``state_dict`` keeps the dense model's keys and shapes, so a checkpoint loads without this package. Masks, counters
+    and random states are in the callback's own state: a run that is resumed goes on bit for bit (from inside a window of
+    accumulated batches it goes on from the window's start).
+
+    Args:
+        algorithm: "static", "set", "rigl", "sparse_momentum", "gmp", or an object such as ``RigL(every=200)``.
+        density: live share of all chosen weights together, in (0, 1], or one for each glob over names; None is 0.1.
+        allocation: how density is shared over layers: "uniform", "er", "erk", or "global"; None takes the algorithm's own.
+        pattern: the shape that live weights may take; None lets any weight live.
+        init: "random", or "magnitude" to keep the largest weights of a model that is trained already.
+        include: globs over parameter or module names; None takes Linear, convolution, attention and recurrent weights.
+        exclude: globs of what stays dense.
+        compute: "dense" multiplies with zeros. It is the only way so far.
+        seed: of the masks' randomness; the global random state is never touched.
+        restore_rng: whether a resumed run also gets back the random states of torch, CUDA, numpy and Python.
+        name: tells several MaskUpdaters of one Trainer apart, also in checkpoints.
+
+    Raises:
+        ValueError: on arguments that cannot be right, all at once.
+
+    Example:
+        >>> from lightning.pytorch import Trainer
+        >>> from lightning.pytorch.demos.boring_classes import BoringModel
+        >>> updater = MaskUpdater("rigl", density=0.25)
+        >>> trainer = Trainer(max_steps=8, callbacks=[updater], logger=False, barebones=True)
+        >>> trainer.fit(BoringModel())
+        >>> updater.density()
+        0.25
+    """
+
+    def __init__(
+        self,
+        algorithm: AlgorithmName | Algorithm = "rigl",
+        density: float | dict[str, float] | None = None,
+        *,
+        allocation: AllocationName | None = None,
+        pattern: Pattern | None = None,
+        init: Init = "random",
+        include: list[str] | None = None,
+        exclude: list[str] | tuple[str, ...] = (),
+        compute: Literal["dense"] = "dense",
+        seed: int = 0,
+        restore_rng: bool = True,
+        name: str = "MaskUpdater",
+    ) -> None:
+        self.algorithm, self.density_wanted, self.allocation = algorithm, density, allocation
+        self.pattern, self.init, self.compute = pattern, init, compute
+        self.include, self.exclude = include, exclude
+        self.seed, self.restore_rng, self.name = seed, restore_rng, name
+        raise_problems(self._problems(), "MaskUpdater")
+        self.sparsifier: Sparsifier | None = None
+        self._model: weakref.ref[Any] | None = None
+        self._pending: dict[str, Any] = {}
+        self._updates = 0
+
+    # What a user reads ---------------------------------------------------------------------------------------------
+
+    @property
+    def masks(self) -> Masks:
+        """Bool masks by parameter name, True where a weight lives; empty before the first fit."""
+        return self.sparsifier.masks if self.sparsifier else saved_masks(self._pending)
+
+    def densities(self) -> dict[str, float]:
+        """Live share of each sparse layer."""
+        return {name: float(mask.float().mean()) for name, mask in self.masks.items()}
+
+    def density(self) -> float:
+        """Live share over all sparse layers.
+
+        Raises:
+            RuntimeError: before the first fit.
+        """
+        masks = self.masks
+        if not masks:
+            raise RuntimeError(f"{self.name} has no masks yet: they are made when fit starts")
+        return sum(int(m.count_nonzero()) for m in masks.values()) / sum(m.numel() for m in masks.values())
+
+    @property
+    def plan(self) -> Plan:
+        """The table of layers and densities.
+
+        Raises:
+            RuntimeError: before the first fit; :func:`lightning_sparse.plan` makes one at any time.
+        """
+        if self.sparsifier is None:
+            raise RuntimeError(f"{self.name} has no plan before fit; lightning_sparse.plan(model, density) makes one")
+        return self.sparsifier.plan
+
+    # Lightning's hooks ---------------------------------------------------------------------------------------------
+
+    @property
+    def state_key(self) -> str:
+        """Where checkpoints keep this callback's state; fixed, whatever the hyper-parameters."""
+        return f"lightning_sparse.{self.name}"
+
+    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        """Refuse early what cannot work."""
+        if stage == "fit":
+            refuse_strategy(trainer, "MaskUpdater")
+
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        """Make or restore the masks, zero weights, follow the optimizers.
+
+        Not earlier: only now are checkpoint, optimizers and strategy all in place, and a fit that trains nothing has
+        not come this far.
+        """
+        rng = self._pending.pop("rng", None)
+        self._prepare(trainer, pl_module)
+        assert self.sparsifier is not None
+        for optimizer in trainer.optimizers:
+            self.sparsifier.attach(optimizer)
+        self._warn_unowned()
+        self._follow_averages(trainer)
+        self._updates = self.sparsifier.updates
+        if rng is not None and self.restore_rng and trainer.global_step > 0:
+            _restore_rng(trainer, rng)
+
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        """Forget what was staged for a step that a gradient scaler skipped."""
+        if self.sparsifier:
+            self.sparsifier.discard()
+
+    def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
+        """Gradients are accumulated, averaged and unscaled, and not yet clipped."""
+        if self.sparsifier:
+            self.sparsifier.stage(optimizer)
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Moving averages of the model follow when masks have moved."""
+        if self.sparsifier and self.sparsifier.updates != self._updates:
+            self._updates = self.sparsifier.updates
+            self._follow_averages(trainer)
+
+    def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        """Let go of the optimizers; masks stay, for a next fit."""
+        if self.sparsifier:
+            self.sparsifier.detach()
+
+    def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
+        """Let go: ``teardown`` is not called after errors."""
+        if self.sparsifier:
+            self.sparsifier.detach()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Masks, counters, the algorithm's state and the random states."""
+        if self.sparsifier is None:
+            return self._pending
+        return {**self.sparsifier.state_dict(), "rng": save_random_state()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Keep a checkpoint's state until a fit starts: there is nothing to apply it to yet."""
+        self._pending = dict(state_dict)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Pickle and deepcopy without the model: masks travel as saved state."""
+        pending = self._pending or (self.sparsifier.state_dict() if self.sparsifier else {})
+        return {**self.__dict__, "sparsifier": None, "_model": None, "_pending": pending}
+
+    # How -----------------------------------------------------------------------------------------------------------
+
+    def _problems(self) -> list[str]:
+        found = []
+        if not isinstance(self.algorithm, Algorithm) and self.algorithm not in ALGORITHMS:
+            found.append(f"unknown algorithm {self.algorithm!r}; there are {', '.join(ALGORITHMS)}, or give an object")
+        wanted = self.density_wanted
+        values = wanted.values() if isinstance(wanted, Mapping) else [0.1 if wanted is None else wanted]
+        found += [f"density must be in (0, 1], got {v!r}" for v in values if not _is_share(v)]
+        if self.allocation is not None and self.allocation not in ALLOCATIONS:
+            found.append(f"unknown allocation {self.allocation!r}; there are {', '.join(ALLOCATIONS)}")
+        if isinstance(wanted, Mapping) and self.allocation is not None:
+            found.append("a density for each glob leaves nothing to allocate; give allocation or globs, not both")
+        if self.init not in ("random", "magnitude"):
+            found.append(f"init must be 'random' or 'magnitude', got {self.init!r}")
+        if self.compute != "dense":
+            found.append(f"compute must be 'dense', got {self.compute!r}; computing only non-zeros is not there yet")
+        if self.pattern is not None and not isinstance(self.pattern, Pattern):
+            found.append(f"pattern must be a Pattern, got {self.pattern!r}")
+        for what, globs in (("include", self.include), ("exclude", self.exclude)):
+            if isinstance(globs, str):
+                found.append(f"{what} must be a list of globs, got the string {globs!r}; write [{globs!r}]")
+        return found
+
+    def _prepare(self, trainer: Any, pl_module: Any) -> None:
+        """An engine for this model and this run: from a checkpoint, from the fit before, or new."""
+        same = self._model is not None and self._model() is pl_module
+        if self.sparsifier is None or not same or self._pending:
+            self.sparsifier = self._build(trainer, pl_module)
+            self._model = weakref.ref(pl_module)
+        elif trainer.global_step == 0:  # a new run with the masks of the last one
+            self.sparsifier.restart(self._algorithm().planned(*_horizon(trainer)))
+        self._pending = {}
+
+    def _algorithm(self) -> Algorithm:
+        return self.algorithm if isinstance(self.algorithm, Algorithm) else ALGORITHMS[self.algorithm]()
+
+    def _build(self, trainer: Any, pl_module: Any) -> Sparsifier:
+        total, epoch = _horizon(trainer)
+        init = self.init
+        if not self._pending and trainer.global_step > 0 and init == "random":
+            rank_zero_info(f"{self.name}: the checkpoint was trained dense; the largest of its weights stay live.")
+            init = "magnitude"
+        self._check_others(trainer, pl_module)
+        sparsifier = Sparsifier(
+            pl_module,
+            self._algorithm(),
+            0.1 if self.density_wanted is None else self.density_wanted,
+            optimizers=trainer.optimizers,
+            allocation=self.allocation,
+            pattern=self.pattern,
+            init=init,
+            include=self.include,
+            exclude=self.exclude,
+            seed=self.seed,
+            total_steps=total,
+            epoch_steps=epoch,
+            state=self._pending or None,
+        )
+        if self._pending and trainer.global_step == 0:
+            sparsifier.restart(sparsifier.algorithm)
+        live, size = sparsifier.plan.live, sparsifier.plan.size
+        rank_zero_info(
+            f"{self.name}: {sparsifier.algorithm}, {live:,} of {size:,} weights live ({live / size:.2%}) "
+            f"in {len(sparsifier.params)} layers"
+        )
+        return sparsifier
+
+    def _check_others(self, trainer: Any, pl_module: Any) -> None:
+        mine = {id(target.weight) for target in select(pl_module, self.include, self.exclude)}
+        for other in trainer.callbacks:
+            if isinstance(other, MaskUpdater) and other is not self and other.sparsifier:
+                both = [name for name, p in other.sparsifier.params.items() if id(p.place.weight) in mine]
+                if both and other._model is not None and other._model() is pl_module:
+                    raise MisconfigurationException(
+                        f"{self.name} and {other.name} both want {', '.join(both)}; give each its own include= globs"
+                    )
+
+    def _warn_unowned(self) -> None:
+        assert self.sparsifier is not None
+        if lost := self.sparsifier.unattached():
+            rank_zero_warn(f"{self.name}: no optimizer steps {', '.join(lost)}: masked, but not trained")
+
+    def _follow_averages(self, trainer: Any) -> None:
+        assert self.sparsifier is not None
+        for callback in trainer.callbacks:  # WeightAveraging, StochasticWeightAveraging: found by what they carry
+            if isinstance(shadow := getattr(callback, "_average_model", None), torch.nn.Module):
+                self.sparsifier.shadow(shadow)
+
+
+def _is_share(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value <= 1
+
+
+def _horizon(trainer: Any) -> tuple[int | None, int | None]:
+    """Optimizer steps of the run and of an epoch; None where Lightning cannot know them."""
+    total, batches = trainer.estimated_stepping_batches, trainer.num_training_batches
+    by_steps = trainer.max_steps != -1 and len(trainer.optimizers) > 1  # max_steps counts the steps of all optimizers
+    known = isfinite(total) and total > 0 and not by_steps
+    epoch = ceil(batches / trainer.accumulate_grad_batches) if isfinite(batches) else None
+    return int(total) if known else None, epoch
+
+
+def _restore_rng(trainer: Any, state: dict[str, Any]) -> None:
+    """Random states as they were when the checkpoint was written.
+
+    Lightning has made the epoch's iterator by now, and drawn its seeds from the states of a fresh process. Where the
+    checkpoint ended an epoch, the iterator is made again from the right ones; in the middle of an epoch it belongs to a
+    stateful loader, which restores itself.
+    """
+    load_random_state(state)
+    loop = trainer.fit_loop
+    fetcher = getattr(loop, "_data_fetcher", None)
+    if fetcher is not None and loop.epoch_loop.batch_progress.is_last_batch:
+        iter(fetcher)

@@ -1,0 +1,1 @@
+"""The engine and its parts: masks, schedules, allocations, selection, plan. Knows torch, nothing else."""

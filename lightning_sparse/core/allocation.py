@@ -1,0 +1,140 @@
+"""How a total density is shared out over layers, in exact integers."""
+
+from collections.abc import Callable, Mapping, Sequence
+from math import floor, inf, prod
+from typing import Literal
+
+from torch import Size
+
+AllocationName = Literal["uniform", "er", "erk", "global"]
+Shares = dict[str, float]
+
+
+def uniform(shapes: Mapping[str, Size], density: float) -> Shares:
+    """The same density in every layer.
+
+    Example:
+        >>> uniform({"a": Size([10, 10]), "b": Size([4, 4])}, 0.5)
+        {'a': 0.5, 'b': 0.5}
+    """
+    return dict.fromkeys(shapes, density)
+
+
+def er(shapes: Mapping[str, Size], density: float) -> Shares:
+    """Erdos-Renyi: density proportional to (inputs + outputs) / (inputs * outputs); kernel sizes do not count.
+
+    Source: Mocanu et al. 2018, https://doi.org/10.1038/s41467-018-04316-3, eq. 1, with the constant chosen so that the
+    total is met.
+
+    Example:
+        >>> er({"a": Size([100, 100]), "b": Size([10, 10])}, 0.05)
+        {'a': 0.045909..., 'b': 0.459090...}
+    """
+    return _proportional(shapes, density, {name: sum(s[:2]) / prod(s[:2]) for name, s in shapes.items()})
+
+
+def erk(shapes: Mapping[str, Size], density: float) -> Shares:
+    """Erdos-Renyi-Kernel: density proportional to the sum over the product of all dimensions of the weight.
+
+    Small layers stay denser, large ones get sparser; a layer that would pass 1 is dense and the rest share what is
+    left. Source: Evci et al. 2020, https://arxiv.org/abs/1911.11134, section 3, and the authors'
+    ``get_sparsities_erdos_renyi``.
+
+    Args:
+        shapes: of every weight, outputs first.
+        density: live share of all weights together, in (0, 1].
+
+    Returns:
+        The density of every layer; ``sum(density * size)`` is the budget.
+
+    Example:
+        >>> lenet = {"fc1": Size([300, 784]), "fc2": Size([100, 300]), "fc3": Size([10, 100])}
+        >>> {name: round(share, 6) for name, share in erk(lenet, 0.05).items()}
+        {'fc1': 0.038484, 'fc2': 0.111334, 'fc3': 0.918507}
+    """
+    return _proportional(shapes, density, {name: sum(s) / prod(s) for name, s in shapes.items()})
+
+
+def _proportional(shapes: Mapping[str, Size], density: float, raw: Mapping[str, float]) -> Shares:
+    sizes = {name: s.numel() for name, s in shapes.items()}
+    dense: set[str] = set()
+    while len(dense) < len(shapes):
+        free = [name for name in shapes if name not in dense]
+        budget = density * sum(sizes.values()) - sum(sizes[name] for name in dense)
+        scale = budget / sum(raw[name] * sizes[name] for name in free)
+        top = max(raw[name] for name in free)
+        if top * scale <= 1:
+            return {name: 1.0 if name in dense else raw[name] * scale for name in shapes}
+        dense |= {name for name in free if raw[name] == top}  # every layer tied at the maximum, as the authors do
+    return dict.fromkeys(shapes, 1.0)
+
+
+# "global" has no shares of its own: layers compete for one budget, by score; until then they are equals.
+ALLOCATIONS: dict[AllocationName, Callable[[Mapping[str, Size], float], Shares]] = {
+    "uniform": uniform,
+    "er": er,
+    "erk": erk,
+    "global": uniform,
+}
+
+
+def apportion(shares: Sequence[float], total: int, upper: Sequence[int], lower: int = 0) -> list[int]:
+    """Integers close to ``shares`` that sum to exactly ``total``, each within its bounds (largest remainder).
+
+    Args:
+        shares: real numbers, not negative; only their proportions count where they do not sum to ``total``.
+        total: the exact sum of the result.
+        upper: greatest value of each.
+        lower: least value of each (or its upper bound, where that is smaller).
+
+    Raises:
+        ValueError: if the bounds do not admit ``total``.
+
+    Example:
+        >>> apportion([0.4, 0.4, 9.2], 10, upper=[5, 5, 9])
+        [1, 0, 9]
+        >>> apportion([1.0, 0.0, 3.0], 8, upper=[8, 8, 4])
+        [4, 0, 4]
+    """
+    least = [min(lower, u) for u in upper]
+    if not sum(least) <= total <= sum(upper):
+        raise ValueError(f"cannot share {total} over {len(upper)} layers that take {sum(least)} to {sum(upper)}")
+    exact = _fill(shares, total, least, upper)
+    counts = [min(u, max(lo, floor(x + 1e-9))) for x, lo, u in zip(exact, least, upper, strict=True)]
+    order = sorted(range(len(counts)), key=lambda i: (counts[i] - exact[i], i))  # largest remainder, then first
+    while (missing := total - sum(counts)) != 0:
+        step = 1 if missing > 0 else -1
+        for i in order if missing > 0 else reversed(order):
+            if missing and (counts[i] < upper[i] if step > 0 else counts[i] > least[i]):
+                counts[i] += step
+                missing -= step
+    return counts
+
+
+def _fill(shares: Sequence[float], total: int, lower: Sequence[int], upper: Sequence[int]) -> list[float]:
+    """Real numbers proportional to ``shares`` inside the bounds that sum to ``total``: what overflows is shared on."""
+    fixed: dict[int, float] = {}
+    while True:
+        free = [i for i in range(len(shares)) if i not in fixed]
+        left = total - sum(fixed.values())
+        weight = sum(shares[i] for i in free)
+        want = {i: (left * shares[i] / weight if weight > 0 else left / len(free)) for i in free}
+        over = {i: float(upper[i]) for i in free if want[i] > upper[i]}
+        under = {i: float(lower[i]) for i in free if want[i] < lower[i]}
+        excess = sum(want[i] - over[i] for i in over) - sum(under[i] - want[i] for i in under)
+        clipped = over if excess > 0 else under if excess < 0 else {**over, **under}
+        if not clipped:
+            return [fixed[i] if i in fixed else want[i] for i in range(len(shares))]
+        fixed |= clipped
+        if len(fixed) == len(shares):
+            return [fixed[i] for i in range(len(shares))]
+
+
+def least_density(sizes: Sequence[int]) -> float:
+    """The smallest density that leaves every layer one live weight.
+
+    Example:
+        >>> least_density([75, 25])
+        0.02
+    """
+    return len(sizes) / sum(sizes) if sizes else inf

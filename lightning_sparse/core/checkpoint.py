@@ -1,0 +1,102 @@
+"""The engine's state as a checkpoint holds it: tensors, ints and plain containers only."""
+
+import warnings
+from collections.abc import Mapping, Set
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from lightning_sparse.core.algorithm import Algorithm, Masks
+from lightning_sparse.core.errors import raise_problems
+from lightning_sparse.core.masks import pack_bits, unpack_bits
+from lightning_sparse.core.param import SparseParam
+
+VERSION = 1
+
+
+class Saved(NamedTuple):
+    """What :func:`unpack` found."""
+
+    masks: Masks
+    steps: dict[str, int]
+    overdue: frozenset[str]
+    updates: int
+    states: dict[str, dict[str, Tensor]]
+
+
+def pack(
+    params: Mapping[str, SparseParam], algorithm: Algorithm, steps: Mapping[str, int], overdue: Set[str], updates: int
+) -> dict[str, Any]:
+    """Everything needed to go on; loads with ``weights_only=True``. Masks take one bit a weight."""
+    return {
+        "version": VERSION,
+        "algorithm": type(algorithm).__name__,
+        "updates": updates,
+        "params": {
+            name: {
+                "shape": list(p.mask.shape),
+                "target": p.target,
+                "live": p.live,
+                "mask": pack_bits(p.mask),
+                "steps": steps[name],
+                "overdue": name in overdue,
+                "state": {key: value.detach().clone() for key, value in p.state.items()},  # not a view's whole storage
+            }
+            for name, p in params.items()
+        },
+    }
+
+
+def unpack(state: Mapping[str, Any], params: Mapping[str, SparseParam], algorithm: Algorithm) -> Saved:
+    """Read what :func:`pack` wrote, after checking that it fits.
+
+    Raises:
+        ValueError: if it was written for other layers, shapes or densities, by another version, or is torn.
+    """
+    if state.get("version") != VERSION or not isinstance(state.get("params"), Mapping):
+        raise_problems([f"cannot read a mask state of version {state.get('version')!r}; this is version {VERSION}"], "resume")
+    rows = state["params"]
+    raise_problems(_misfits(rows, params), "the checkpoint's masks do not fit this model")
+    masks, problems = {}, []
+    for name, row in rows.items():
+        masks[name] = unpack_bits(row["mask"], row["shape"]).to(params[name].mask.device)
+        if int(masks[name].count_nonzero()) != row["live"]:
+            problems.append(f"{name}: the mask has {int(masks[name].count_nonzero())} live weights, {row['live']} were saved")
+    raise_problems(problems, "the checkpoint's masks are torn")
+    if state["algorithm"] != type(algorithm).__name__:
+        text = f"the masks were trained by {state['algorithm']}, {type(algorithm).__name__} goes on with them"
+        warnings.warn(text, stacklevel=4)
+    return Saved(
+        masks,
+        {name: row["steps"] for name, row in rows.items()},
+        frozenset(name for name, row in rows.items() if row["overdue"]),
+        state["updates"],
+        {name: row["state"] for name, row in rows.items()},
+    )
+
+
+def _misfits(rows: Mapping[str, Any], params: Mapping[str, SparseParam]) -> list[str]:
+    problems = [f"{name} is sparse in the checkpoint, but not here" for name in rows if name not in params]
+    problems += [f"{name} is sparse here, but not in the checkpoint" for name in params if name not in rows]
+    for name, p in params.items():
+        row = rows.get(name)
+        if row is None:
+            continue
+        if list(row["shape"]) != list(p.mask.shape):
+            problems.append(f"{name} has shape {list(row['shape'])} in the checkpoint and {list(p.mask.shape)} here")
+        elif row["target"] != p.target:
+            problems.append(
+                f"{name} has a budget of {row['target']} live weights in the checkpoint and {p.target} here: use the "
+                "density and allocation it was trained with, or load only its weights and start with init='magnitude'"
+            )
+    return problems
+
+
+def saved_masks(state: Mapping[str, Any]) -> Masks:
+    """The masks in a saved state, without a model to compare them with.
+
+    Example:
+        >>> saved_masks({})
+        {}
+    """
+    return {name: unpack_bits(row["mask"], row["shape"]) for name, row in state.get("params", {}).items()}

@@ -1,0 +1,149 @@
+"""Forward multiply-adds of every weight, counted in one run of the model."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lightning_sparse.core.select import clean
+
+Costs = dict[str, float]
+_CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+
+
+def count_flops(model: nn.Module, inputs: Any) -> Costs:
+    """Dense forward FLOPs a sample of every weight that multiplies: 2 per multiply-add; biases and norms are free.
+
+    The model runs once without gradient, in evaluation mode; modes, buffers and the random state are as before
+    afterwards. The first dimension of the first tensor in ``inputs`` is the batch.
+
+    Args:
+        model: any module.
+        inputs: what ``model`` is called with: a tensor, a tuple of arguments or a dict of keyword arguments.
+
+    Returns:
+        FLOPs by parameter name; parameters whose module was not called are missing.
+
+    Example:
+        >>> count_flops(nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU()), torch.zeros(2, 3, 6, 6))
+        {'0.weight': 6912.0}
+    """
+    batch = next((int(t.shape[0]) for t in _tensors(inputs) if t.ndim), 1)
+    modes = {module: module.training for module in model.modules()}
+    with FlopCounter(model) as counter, torch.no_grad(), torch.random.fork_rng(devices=[]):
+        model.eval()
+        try:
+            _call(model, inputs)
+        finally:
+            for module, mode in modes.items():
+                module.training = mode
+    return {name: flops / batch for name, flops in counter.flops.items()}
+
+
+class FlopCounter:
+    """Counts FLOPs while it is open: forward hooks on the modules that own weights, gone at the end.
+
+    Attributes:
+        flops: dense forward FLOPs so far, by parameter name, of all samples together.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.flops: Costs = {}
+        self._handles = []
+        for name, module in model.named_modules():
+            if (rule := _rule(module)) is not None:
+                hook = self._hook(clean(name), rule)
+                self._handles.append(module.register_forward_hook(hook, with_kwargs=True))
+
+    def _hook(self, prefix: str, rule: "_Rule") -> Callable[[nn.Module, Any, Any, Any], None]:
+        def count(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+            for attribute, flops in rule(module, args, kwargs, output).items():
+                name = f"{prefix}.{attribute}" if prefix else attribute
+                self.flops[name] = self.flops.get(name, 0.0) + flops
+
+        return count
+
+    def close(self) -> None:
+        """Remove the hooks."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+
+    def __enter__(self) -> "FlopCounter":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+_Rule = Callable[[nn.Module, Any, Any, Any], Mapping[str, float]]
+
+
+def _rule(module: nn.Module) -> _Rule | None:
+    if isinstance(module, _CONVS):
+        return lambda m, args, kwargs, out: {"weight": 2.0 * m.weight.numel() * out.numel() / out.shape[_channels(m, out)]}
+    if isinstance(module, _TRANSPOSED):
+        return lambda m, args, kwargs, out: {"weight": 2.0 * m.weight.numel() * _first(args, kwargs).numel() / m.in_channels}
+    if isinstance(module, nn.MultiheadAttention):
+        return _attention
+    if isinstance(module, nn.RNNBase):
+        return _recurrent
+    if isinstance(module, nn.RNNCellBase):
+        return lambda m, args, kwargs, out: {
+            n: 2.0 * w.numel() * _first(args, kwargs).numel() / m.input_size
+            for n, w in m._parameters.items()
+            if w is not None and w.ndim == 2
+        }
+    weight = module._parameters.get("weight")
+    if weight is not None and weight.ndim == 2 and not isinstance(module, nn.Embedding | nn.EmbeddingBag | nn.LayerNorm):
+        return _linear  # nn.Linear, and every module like it (transformers' Conv1D)
+    return None
+
+
+def _linear(module: nn.Module, args: Any, kwargs: Any, out: Any) -> Costs:
+    given = _first(args, kwargs)
+    return {"weight": 2.0 * module.weight.numel() * (given.numel() / given.shape[-1])}
+
+
+def _channels(module: nn.Module, out: Tensor) -> int:
+    return out.ndim - module.weight.ndim + 1  # an unbatched input has no batch dimension
+
+
+def _attention(module: nn.Module, args: Any, kwargs: Any, out: Any) -> Costs:
+    names = ("query", "key", "value")
+    given = {**dict(zip(names, args, strict=False)), **kwargs}
+    tokens = [given[n].numel() / given[n].shape[-1] for n in names]
+    square = 2.0 * module.embed_dim**2
+    costs = {"out_proj.weight": tokens[0] * square}
+    if module.in_proj_weight is not None:
+        return {**costs, "in_proj_weight": sum(tokens) * square}
+    weights = (module.q_proj_weight, module.k_proj_weight, module.v_proj_weight)
+    pairs = zip(("q", "k", "v"), weights, tokens, strict=True)
+    return {**costs, **{f"{n}_proj_weight": 2.0 * w.numel() * t for n, w, t in pairs}}
+
+
+def _recurrent(module: nn.Module, args: Any, kwargs: Any, out: Any) -> Costs:
+    given = _first(args, kwargs)
+    data = given.data if isinstance(given, nn.utils.rnn.PackedSequence) else given
+    steps = data.numel() / module.input_size
+    return {n: 2.0 * w.numel() * steps for n, w in module._parameters.items() if w is not None and w.ndim == 2}
+
+
+def _first(args: Any, kwargs: Any) -> Any:
+    return args[0] if args else next(iter(kwargs.values()))
+
+
+def _tensors(inputs: Any) -> list[Tensor]:
+    parts = inputs.values() if isinstance(inputs, dict) else inputs if isinstance(inputs, tuple | list) else [inputs]
+    return [part for part in parts if isinstance(part, Tensor)]
+
+
+def _call(model: nn.Module, inputs: Any) -> None:
+    if isinstance(inputs, dict):
+        model(**inputs)
+    elif isinstance(inputs, tuple | list):
+        model(*inputs)
+    else:
+        model(inputs)

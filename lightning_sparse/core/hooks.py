@@ -1,0 +1,93 @@
+"""Around an optimizer step: one call when its gradients are final, one when it has really happened."""
+
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch.optim import Optimizer
+
+Call = Callable[[], None]
+
+
+def unwrap(optimizer: Any) -> Optimizer:
+    """The torch optimizer inside the wrappers of Lightning and Fabric.
+
+    Raises:
+        TypeError: if it has no step hooks; nothing could keep its weights sparse.
+
+    Example:
+        >>> unwrap(object())
+        Traceback (most recent call last):
+        ...
+        TypeError: object has no step hooks (register_step_post_hook), ...
+    """
+    while not isinstance(optimizer, Optimizer) and hasattr(optimizer, "optimizer"):
+        optimizer = optimizer.optimizer
+    if not hasattr(optimizer, "register_step_post_hook") or not hasattr(optimizer, "register_step_pre_hook"):
+        raise TypeError(
+            f"{type(optimizer).__name__} has no step hooks (register_step_post_hook), so nothing can keep weights sparse "
+            "after its steps; derive it from torch.optim.Optimizer"
+        )
+    return optimizer  # type: ignore[no-any-return]  # duck-typed: what counts is that it has the hooks
+
+
+class StepHooks:
+    """Two torch hooks on one optimizer; neither keeps the engine alive.
+
+    A step without a closure has its gradients ready: ``before`` runs at once. With a closure they are made inside it,
+    so the closure is wrapped: ``opened`` runs before it and ``before`` after it (LBFGS: around each of several).
+
+    Args:
+        optimizer: with torch's step hooks.
+        opened: bound method: new gradients are about to be made.
+        before: bound method: gradients are final, the step comes next.
+        after: bound method: the step has happened.
+    """
+
+    def __init__(self, optimizer: Optimizer, opened: Call, before: Call, after: Call) -> None:
+        weak = [weakref.WeakMethod(call) for call in (opened, before, after)]
+
+        def run(moment: int) -> None:
+            if (call := weak[moment]()) is not None:
+                call()
+
+        def pre(stepping: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            closure = args[1] if len(args) > 1 else kwargs.get("closure")
+            if closure is None:
+                run(1)
+                return None
+
+            def closed() -> Any:
+                run(0)
+                loss = closure()
+                run(1)
+                return loss
+
+            return ((args[0], closed, *args[2:]), kwargs) if len(args) > 1 else (args, {**kwargs, "closure": closed})
+
+        def post(stepping: Optimizer, args: Any, kwargs: Any) -> None:
+            run(2)
+
+        self._handles = [optimizer.register_step_pre_hook(pre), optimizer.register_step_post_hook(post)]
+
+    def remove(self) -> None:
+        """Take the hooks off the optimizer."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+
+
+def skipped(optimizer: Optimizer) -> bool:
+    """Whether a gradient scaler made a fused optimizer skip the step it seems to have taken.
+
+    Fused optimizers skip inside the kernel: the hooks run all the same, and only ``found_inf`` tells.
+    """
+    found = getattr(optimizer, "found_inf", None)
+    return isinstance(found, torch.Tensor) and bool(found)
+
+
+def loss_scale(optimizer: Optimizer) -> "torch.Tensor | None":
+    """The factor that gradients still carry under a fused optimizer and a gradient scaler, else None."""
+    scale = getattr(optimizer, "grad_scale", None)
+    return scale if isinstance(scale, torch.Tensor) else None

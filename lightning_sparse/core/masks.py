@@ -1,0 +1,126 @@
+"""Which entries of a tensor live: exact top-k, patterns, and masks as packed bits."""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+_SAMPLE = 1 << 15  # entries looked at to bracket the k-th largest score
+_SMALL = 1 << 17  # below this a plain selection is as fast as the bracket
+
+
+def keep_top(scores: Tensor, k: int, among: Tensor) -> Tensor:
+    """Mask of exactly the ``k`` largest ``scores`` among the allowed entries.
+
+    Ties go to the lower index, so every rank and every run chooses alike. NaN ranks below every number.
+
+    Args:
+        scores: real, any shape.
+        k: how many to keep, ``0 <= k <= among.sum()``.
+        among: bool, the shape of ``scores``: the entries that may be kept.
+
+    Returns:
+        A bool tensor of the shape of ``scores`` with exactly ``k`` entries set, all of them in ``among``.
+
+    Raises:
+        ValueError: if fewer than ``k`` entries are allowed.
+
+    Example:
+        >>> scores, among = torch.tensor([1.0, 3.0, 3.0, 3.0, 9.0]), torch.tensor([1, 1, 1, 1, 0]).bool()
+        >>> keep_top(scores, 2, among).int().tolist()
+        [0, 1, 1, 0, 0]
+    """
+    available = int(among.count_nonzero())
+    if not 0 <= k <= available:
+        raise ValueError(f"cannot keep {k} of {available} allowed entries")
+    if k == available:
+        return among.clone()
+    if k == 0:
+        return torch.zeros_like(among)
+    real = scores if scores.is_floating_point() else scores.float()
+    ranked = torch.where(among, real, -torch.inf).nan_to_num_(nan=-torch.inf, posinf=torch.inf, neginf=-torch.inf)
+    flat = ranked.flatten()
+    threshold = _kth_largest(flat, k)
+    keep = flat > threshold
+    missing = k - int(keep.count_nonzero())
+    ties = (flat == threshold) & among.flatten()  # `among`: at -inf a forbidden entry would tie too
+    keep[ties.nonzero().squeeze(1)[:missing]] = True
+    return keep.view(among.shape)
+
+
+def _kth_largest(flat: Tensor, k: int) -> Tensor:
+    """The k-th largest entry, exactly.
+
+    On a CPU selection from millions of entries costs many passes. A strided sample brackets the answer instead: three
+    cheap passes leave a thin band to select from. When the bracket misses, the plain selection decides.
+    """
+    size = flat.numel()
+    if flat.is_cuda or size < _SMALL:
+        return torch.topk(flat, k).values[-1] if k * 8 < size else flat.kthvalue(size - k + 1).values
+    sample = flat[:: max(1, size // _SAMPLE)].sort(descending=True).values
+    rank = k / size * sample.numel()
+    margin = 4 * rank**0.5 + 8  # four standard deviations of a sampled rank
+    high = sample[int(max(rank - margin, 0))]
+    low = sample[int(min(rank + margin, sample.numel() - 1))]
+    above = int((flat > high).count_nonzero()) if rank > margin else 0
+    band = flat[flat >= low] if rank <= margin else flat[(flat >= low) & (flat <= high)]
+    if above < k <= above + band.numel():
+        return band.kthvalue(band.numel() - (k - above) + 1).values
+    return flat.kthvalue(size - k + 1).values
+
+
+class Pattern(ABC):
+    """The shape that live weights may take in a parameter."""
+
+    @abstractmethod
+    def keep(self, scores: Tensor, k: int, among: Tensor) -> Tensor:
+        """Mask of the best ``k`` entries that the pattern allows; the contract of :func:`keep_top`."""
+
+    def fixed_density(self) -> float | None:
+        """The only density the pattern can have, or None when it is free."""
+        return None
+
+
+@dataclass(frozen=True)
+class Unstructured(Pattern):
+    """Any weight may live: the finest pattern, and the most accurate at equal density.
+
+    Example:
+        >>> Unstructured().keep(torch.tensor([0.1, 0.9, 0.5]), 1, torch.ones(3).bool()).tolist()
+        [False, True, False]
+    """
+
+    def keep(self, scores: Tensor, k: int, among: Tensor) -> Tensor:
+        """See :func:`keep_top`."""
+        return keep_top(scores, k, among)
+
+
+def pack_bits(mask: Tensor) -> Tensor:
+    """One bit a weight, eight to a byte (``uint8``, on the CPU): what a checkpoint stores.
+
+    Example:
+        >>> pack_bits(torch.tensor([1, 0, 0, 0, 0, 0, 0, 1, 1]).bool()).tolist()
+        [129, 1]
+    """
+    flat = mask.detach().flatten().cpu()
+    padded = torch.zeros(-(-flat.numel() // 8) * 8, dtype=torch.uint8)
+    padded[: flat.numel()] = flat
+    return (padded.view(-1, 8) << torch.arange(8, dtype=torch.uint8)).sum(1, dtype=torch.uint8)
+
+
+def unpack_bits(bits: Tensor, shape: torch.Size | list[int]) -> Tensor:
+    """The bool mask of ``shape`` that :func:`pack_bits` packed.
+
+    Raises:
+        ValueError: if the number of bytes does not fit the shape.
+
+    Example:
+        >>> unpack_bits(torch.tensor([129, 1], dtype=torch.uint8), [3, 3]).int().tolist()
+        [[1, 0, 0], [0, 0, 0], [0, 1, 1]]
+    """
+    size = torch.Size(shape).numel()
+    if bits.numel() != -(-size // 8):
+        raise ValueError(f"a mask of shape {list(shape)} needs {-(-size // 8)} bytes, got {bits.numel()}")
+    spread = (bits.view(-1, 1) >> torch.arange(8, dtype=torch.uint8)) & 1
+    return spread.flatten()[:size].bool().view(torch.Size(shape))

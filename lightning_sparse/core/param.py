@@ -1,0 +1,89 @@
+"""One masked parameter as an algorithm sees it."""
+
+import hashlib
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from lightning_sparse.core.masks import Pattern
+from lightning_sparse.core.select import Target
+
+Init = Literal["random", "magnitude"]
+
+
+class SparseParam:
+    """What an algorithm may look at, and the one place it may write: ``state``.
+
+    Attributes:
+        name: of the parameter in the model.
+        mask: bool, True where the weight lives. Only the engine sets it.
+        live: number of live weights, ``mask.sum()``.
+        state: tensors that the algorithm keeps between steps; they are saved in checkpoints.
+        density: the share of live weights this layer was given, in (0, 1].
+        target: the same as an integer number of weights.
+        pattern: the shape that live weights may take.
+        scope: "layer", or "global" when all layers compete for one budget.
+        init: how the first mask is drawn: "random" or "magnitude".
+        step: optimizer steps taken when the algorithm is called.
+        size: number of weights.
+    """
+
+    def __init__(
+        self,
+        place: Target,
+        *,
+        density: float,
+        target: int,
+        pattern: Pattern,
+        seed: int = 0,
+        init: Init = "random",
+        scope: Literal["layer", "global"] = "layer",
+    ) -> None:
+        self.place, self.name = place, place.name
+        self.density, self.target, self.pattern = density, target, pattern
+        self.seed, self.init, self.scope = seed, init, scope
+        self.size = place.weight.numel()
+        self.state: dict[str, Tensor] = {}
+        self.dense_grad: Tensor | None = None  # what `grad` shows; the engine's to fill and to empty
+        self.step = 0
+        self.live = self.size
+        self.mask = torch.ones_like(place.weight, dtype=torch.bool)
+        self.gate = torch.ones_like(place.weight)
+
+    @property
+    def weight(self) -> Tensor:
+        """The weight as it is now; zero where the mask is False."""
+        return self.place.weight.detach()
+
+    @property
+    def grad(self) -> Tensor:
+        """The dense gradient of the last optimizer step: averaged over ranks, accumulated, unscaled.
+
+        Raises:
+            RuntimeError: if the engine did not keep it; the algorithm's ``needs_gradient`` says when it must.
+        """
+        if self.dense_grad is None:
+            raise RuntimeError(f"{self.name}: no gradient at step {self.step}; needs_gradient() did not ask for it")
+        return self.dense_grad
+
+    def keep(self, scores: Tensor, k: int, among: Tensor) -> Tensor:
+        """Mask of the ``k`` best ``scores`` among the allowed entries, in this parameter's pattern."""
+        return self.pattern.keep(scores, k, among)
+
+    def uniform(self, salt: str = "") -> Tensor:
+        """Random numbers in [0, 1), float32, a function of (seed, name, step, salt) alone.
+
+        The same on every rank and device, and after a resume; the global random state is not touched.
+        """
+        text = f"{self.seed}/{self.name}/{self.step}/{salt}".encode()
+        seed = int.from_bytes(hashlib.sha256(text).digest()[:8], "little", signed=True)
+        generator = torch.Generator().manual_seed(seed)
+        return torch.rand(self.mask.shape, generator=generator).to(self.mask.device)
+
+    def set_mask(self, mask: Tensor) -> None:
+        """Take a new mask (the engine's business)."""
+        weight = self.place.weight
+        self.mask = mask.to(weight.device)
+        self.live = int(mask.count_nonzero())
+        self.gate = self.mask.to(weight.dtype)  # multiplying by the weight's own dtype is ten times faster than by bool

@@ -1,0 +1,232 @@
+"""A dry run: what a density means for every layer of a model, before anything is trained."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from lightning_sparse.core.algorithm import Algorithm
+from lightning_sparse.core.allocation import ALLOCATIONS, AllocationName, apportion, least_density
+from lightning_sparse.core.errors import raise_problems
+from lightning_sparse.core.flops import Costs, count_flops
+from lightning_sparse.core.masks import Pattern
+from lightning_sparse.core.select import Target, matches, select
+
+Density = float | Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class LayerPlan:
+    """One row of a :class:`Plan`.
+
+    Attributes:
+        name: of the parameter.
+        shape: of the parameter.
+        density: the share of live weights the layer is given.
+        live: the same as an integer.
+        dense_flops: forward FLOPs a sample of the dense layer; None when unknown.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    density: float
+    live: int
+    dense_flops: float | None = None
+
+    @property
+    def size(self) -> int:
+        """Number of weights."""
+        size = 1
+        for extent in self.shape:
+            size *= extent
+        return size
+
+    @property
+    def flops(self) -> float | None:
+        """Forward FLOPs a sample at this density; None when unknown."""
+        return None if self.dense_flops is None else self.dense_flops * self.live / self.size
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Layers with their densities, and the totals over them.
+
+    Attributes:
+        layers: one row a sparse layer.
+        other_flops: forward FLOPs a sample of the layers that stay dense; None when unknown.
+        algorithm: decides what training costs; None counts a static mask.
+    """
+
+    layers: tuple[LayerPlan, ...]
+    other_flops: float | None = None
+    algorithm: Algorithm | None = None
+
+    @property
+    def size(self) -> int:
+        """Weights in all the sparse layers."""
+        return sum(row.size for row in self.layers)
+
+    @property
+    def live(self) -> int:
+        """Live weights in all the sparse layers."""
+        return sum(row.live for row in self.layers)
+
+    @property
+    def density(self) -> float:
+        """Live share over the sparse layers."""
+        return self.live / self.size
+
+    @property
+    def dense_flops(self) -> float | None:
+        """Forward FLOPs a sample of the dense model; None when unknown."""
+        known = [row.dense_flops for row in self.layers if row.dense_flops is not None]
+        return None if self.other_flops is None else sum(known) + self.other_flops
+
+    @property
+    def flops(self) -> float | None:
+        """Forward FLOPs a sample of the sparse model, its dense layers included; None when unknown."""
+        known = [row.flops for row in self.layers if row.flops is not None]
+        return None if self.other_flops is None else sum(known) + self.other_flops
+
+    @property
+    def training_flops(self) -> float | None:
+        """FLOPs to train on one sample; None when unknown."""
+        if self.flops is None or self.dense_flops is None:
+            return None
+        return (self.algorithm or Algorithm()).training_flops(self.flops, self.dense_flops)
+
+    def __str__(self) -> str:
+        """The table."""
+        rows = [(r.name, "x".join(map(str, r.shape)), r.density, r.live, r.size, r.flops) for r in self.layers]
+        rows.append(("total", "", self.density, self.live, self.size, self.flops))
+        cells = [("layer", "shape", "density", "live", "weights", "FLOPs")]
+        cells += [(n, s, f"{d:.4f}", f"{k:,}", f"{size:,}", count(f)) for n, s, d, k, size, f in rows]
+        text = table(cells)
+        if self.flops and self.dense_flops and self.training_flops:
+            text += f"\nforward {count(self.flops)}FLOPs a sample, {self.flops / self.dense_flops:.1%} of dense"
+            text += f"; training {count(self.training_flops)}FLOPs, {self.training_flops / self.dense_flops / 3:.1%}"
+        return text
+
+
+def count(number: float | None) -> str:
+    """A large number for people.
+
+    Example:
+        >>> count(12_345_678.0), count(None)
+        ('12.3 M', '-')
+    """
+    if number is None:
+        return "-"
+    for unit, name in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if number >= unit:
+            return f"{number / unit:.3g} {name}"
+    return f"{number:.3g} "
+
+
+def table(cells: Sequence[Sequence[str]]) -> str:
+    """Rows of text in columns; the first row is the head, the last the total.
+
+    Example:
+        >>> print(table([("layer", "live"), ("fc", "12"), ("total", "12")]))
+        layer   live
+        fc        12
+        total     12
+    """
+    widths = [max(len(row[i]) for row in cells) for i in range(len(cells[0]))]
+    lines = ("  ".join(c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True))) for row in cells)
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def plan(
+    model: nn.Module,
+    density: Density,
+    allocation: AllocationName = "erk",
+    *,
+    include: Sequence[str] | None = None,
+    exclude: Sequence[str] = (),
+    example_inputs: Any = None,
+    algorithm: Algorithm | None = None,
+) -> Plan:
+    """What ``density`` means for every layer; the model is not changed.
+
+    Args:
+        model: any module.
+        density: live share of all chosen weights together, in (0, 1]; or one for each glob over names.
+        allocation: "uniform", "er", "erk", or "global" (layers compete; the plan then shows equal shares).
+        include: globs over parameter or module names; None takes :func:`select`'s default.
+        exclude: globs of what stays dense.
+        example_inputs: one batch, to count FLOPs (2 for each multiply-add, a sample); a LightningModule's
+            ``example_input_array`` serves when None.
+        algorithm: an algorithm whose training FLOPs are wanted; None counts a static mask.
+
+    Returns:
+        The plan; ``print`` it for the table.
+
+    Raises:
+        ValueError: if the density is impossible (with the least that is reachable), or nothing matches.
+
+    Example:
+        >>> net = nn.Sequential(nn.Linear(784, 300), nn.ReLU(), nn.Linear(300, 10))
+        >>> print(plan(net, 0.05, example_inputs=torch.zeros(1, 784)))
+        layer      shape  density    live  weights   FLOPs
+        0.weight  300x784   0.0432  10,150  235,200  20.3 k
+        2.weight   10x300   0.6700   1,960    3,000  3.92 k
+        total              0.0500  11,910  238,200  23.8 k
+    """
+    chosen = select(model, include, exclude)
+    inputs = getattr(model, "example_input_array", None) if example_inputs is None else example_inputs
+    costs = None if inputs is None else count_flops(model, inputs)
+    return make_plan(chosen, density, allocation, costs=costs, algorithm=algorithm)
+
+
+def make_plan(
+    chosen: Sequence[Target],
+    density: Density,
+    allocation: AllocationName,
+    *,
+    pattern: Pattern | None = None,
+    costs: Costs | None = None,
+    algorithm: Algorithm | None = None,
+) -> Plan:
+    """The plan for parameters that are chosen already (what the engine builds on)."""
+    raise_problems(_problems(chosen, density, allocation, pattern), "density")
+    sizes = [t.weight.numel() for t in chosen]
+    if isinstance(density, Mapping):
+        shares = {t.name: next(d for g, d in density.items() if matches(t.name, [g])) for t in chosen}
+        live = [max(1, round(shares[t.name] * size)) for t, size in zip(chosen, sizes, strict=True)]
+    else:
+        shares = ALLOCATIONS[allocation]({t.name: t.weight.shape for t in chosen}, density)
+        exact = [shares[t.name] * size for t, size in zip(chosen, sizes, strict=True)]
+        live = apportion(exact, round(density * sum(sizes)), sizes, lower=1)
+    rows = tuple(
+        LayerPlan(t.name, tuple(t.weight.shape), shares[t.name], k, None if costs is None else costs.get(t.name, 0.0))
+        for t, k in zip(chosen, live, strict=True)
+    )
+    other = None if costs is None else sum(costs.values()) - sum(row.dense_flops or 0.0 for row in rows)
+    return Plan(rows, other, algorithm)
+
+
+def _problems(chosen: Sequence[Target], density: Density, allocation: str, pattern: Pattern | None) -> list[str]:
+    values = list(density.values()) if isinstance(density, Mapping) else [density]
+    problems = [f"density must be in (0, 1], got {value}" for value in values if not 0 < value <= 1]
+    if allocation not in ALLOCATIONS:
+        problems.append(f"unknown allocation {allocation!r}; there are {', '.join(ALLOCATIONS)}")
+    fixed = pattern.fixed_density() if pattern else None
+    if fixed is not None and any(value != fixed for value in values):
+        problems.append(f"{pattern} has density {fixed}, got density={density}; leave density out, or take another pattern")
+    names = [t.name for t in chosen]
+    if isinstance(density, Mapping):
+        lost = [glob for glob in density if not any(matches(name, [glob]) for name in names)]
+        bare = [name for name in names if not matches(name, list(density))]
+        if lost:
+            problems.append(f"density globs {lost} match no sparse layer; layers: {', '.join(names)}")
+        if bare:
+            problems.append(f"no density for {', '.join(bare)}; add a glob, '*' for the rest, or exclude them")
+    elif not problems and round(density * sum(t.weight.numel() for t in chosen)) < len(chosen):
+        sizes = [t.weight.numel() for t in chosen]
+        problems.append(
+            f"density {density} keeps {round(density * sum(sizes))} of {sum(sizes)} weights, too few for one in each of "
+            f"the {len(sizes)} layers; the least density that is reachable is {least_density(sizes):.3g}"
+        )
+    return problems

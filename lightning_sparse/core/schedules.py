@@ -1,0 +1,103 @@
+"""How a number moves over the optimizer steps of a run."""
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+
+class Schedule(ABC):
+    """A number as a function of the optimizer step.
+
+    Subclasses define ``at(share)``, the value after that share of the way. A schedule holds its last value after
+    ``stop``.
+    """
+
+    def __call__(self, step: int, stop: int) -> float:
+        """The value at optimizer step ``step`` of a schedule that ends at step ``stop``."""
+        return self.at(1.0 if step >= stop else max(step, 0) / stop)
+
+    @abstractmethod
+    def at(self, share: float) -> float:
+        """The value after ``share`` of the way, in [0, 1]."""
+
+
+@dataclass(frozen=True)
+class ConstantSchedule(Schedule):
+    """Always ``value``.
+
+    Args:
+        value: the number.
+
+    Example:
+        >>> ConstantSchedule(0.3)(step=7, stop=100)
+        0.3
+    """
+
+    value: float
+
+    def at(self, share: float) -> float:
+        """The value, whatever the share."""
+        return self.value
+
+
+@dataclass(frozen=True)
+class CosineSchedule(Schedule):
+    """Half a cosine from ``start`` to ``end``: the drop fraction of RigL (Evci et al. 2020, eq. 1).
+
+    Args:
+        start: value at step 0.
+        end: value at ``stop`` and after.
+
+    Example:
+        >>> [round(CosineSchedule(0.3)(step, stop=100), 6) for step in (0, 25, 50, 75, 100)]
+        [0.3, 0.256066, 0.15, 0.043934, 0.0]
+    """
+
+    start: float
+    end: float = 0.0
+
+    def at(self, share: float) -> float:
+        """``end + (start - end) / 2 * (1 + cos(pi * share))``."""
+        return self.end + (self.start - self.end) / 2 * (1 + math.cos(math.pi * share))
+
+
+@dataclass(frozen=True)
+class LinearSchedule(Schedule):
+    """A straight line from ``start`` to ``end``.
+
+    Args:
+        start: value at step 0.
+        end: value at ``stop`` and after.
+
+    Example:
+        >>> LinearSchedule(1.0, 0.5)(step=50, stop=100)
+        0.75
+    """
+
+    start: float
+    end: float = 0.0
+
+    def at(self, share: float) -> float:
+        """``start + (end - start) * share``."""
+        return self.start + (self.end - self.start) * share
+
+
+@dataclass(frozen=True)
+class CubicSchedule(Schedule):
+    """Fast at first, slow at the end: the density of gradual pruning (Zhu & Gupta 2017, eq. 1).
+
+    Args:
+        start: value at step 0.
+        end: value at ``stop`` and after.
+
+    Example:
+        >>> [round(1 - CubicSchedule(1.0, 0.1)(step, stop=100), 6) for step in (0, 25, 50, 75, 100)]
+        [0.0, 0.520312, 0.7875, 0.885938, 0.9]
+    """
+
+    start: float
+    end: float = 0.0
+
+    def at(self, share: float) -> float:
+        """``end + (start - end) * (1 - share) ** 3``."""
+        return self.end + (self.start - self.end) * (1 - share) ** 3

@@ -1,0 +1,127 @@
+"""Which parameters become sparse."""
+
+from collections.abc import Iterator, Sequence
+from fnmatch import fnmatchcase
+from typing import NamedTuple
+
+from torch import Tensor, nn
+
+from lightning_sparse.core.errors import raise_problems
+
+_WRAPPERS = ("_orig_mod.", "_forward_module.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")
+_CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+_NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.LocalResponseNorm)
+_EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
+
+
+class Target(NamedTuple):
+    """One parameter by its place in the model: the tensor is looked up each time, never held."""
+
+    name: str
+    module: nn.Module
+    attribute: str
+
+    @property
+    def weight(self) -> Tensor:
+        """The parameter as it is now."""
+        weight: Tensor = getattr(self.module, self.attribute)
+        return weight
+
+
+def clean(name: str) -> str:
+    """The name without what wrappers put in: a compiled and a plain model share checkpoints.
+
+    Example:
+        >>> clean("net._orig_mod.0.weight")
+        'net.0.weight'
+    """
+    for wrapper in _WRAPPERS:
+        name = name.replace(wrapper, "")
+    return name
+
+
+def targets(model: nn.Module) -> Iterator[tuple[Target, list[nn.Module]]]:
+    """Every parameter once, tied ones under their first name, with all the modules that own it."""
+    found: dict[int, tuple[Target, list[nn.Module]]] = {}
+    for prefix, module in model.named_modules():
+        for attribute, weight in module._parameters.items():
+            if weight is not None:
+                name = clean(f"{prefix}.{attribute}" if prefix else attribute)
+                found.setdefault(id(weight), (Target(name, module, attribute), []))[1].append(module)
+    yield from found.values()
+
+
+def _may_be_sparse(target: Target, owners: Sequence[nn.Module]) -> bool:
+    if isinstance(target.weight, nn.parameter.UninitializedParameter):
+        return not isinstance(owners[0], _NORMS) and target.attribute != "bias"
+    return target.weight.ndim >= 2 and target.weight.is_floating_point() and not isinstance(owners[0], _NORMS)
+
+
+def _is_default(target: Target, owners: Sequence[nn.Module]) -> bool:
+    if any(isinstance(owner, _EMBEDDINGS) for owner in owners):  # also a head tied to an embedding
+        return False
+    module = target.module
+    if isinstance(module, _CONVS):
+        return target.attribute == "weight" and not (module.groups > 1 and module.groups == module.in_channels)
+    if isinstance(module, nn.Linear):
+        return target.attribute == "weight"
+    return isinstance(module, nn.MultiheadAttention | nn.RNNBase | nn.RNNCellBase)
+
+
+def matches(name: str, globs: Sequence[str]) -> bool:
+    """Whether a glob fits the parameter's name, or the name of its module.
+
+    Example:
+        >>> matches("encoder.0.weight", ["encoder.*"]), matches("head.weight", ["head"]), matches("head.weight", ["he"])
+        (True, True, False)
+    """
+    return any(fnmatchcase(name, g) or fnmatchcase(name.rpartition(".")[0], g) for g in globs)
+
+
+def select(model: nn.Module, include: Sequence[str] | None = None, exclude: Sequence[str] = ()) -> list[Target]:
+    """The parameters to make sparse, in the order of the model.
+
+    Without ``include``: weights of Linear, convolutions (not depthwise), transposed convolutions, attention
+    projections and recurrent layers. Never biases and norms; embeddings (and heads tied to one) only when ``include``
+    names them. Frozen parameters stay as they are.
+
+    Args:
+        model: any module whose parameters exist.
+        include: globs over parameter or module names; None takes the default.
+        exclude: globs of what stays dense.
+
+    Raises:
+        ValueError: on lazy or meta parameters, on a glob that fits nothing, or when nothing is left; all at once.
+
+    Example:
+        >>> net = nn.Sequential(nn.Linear(4, 3), nn.LayerNorm(3), nn.Linear(3, 2))
+        >>> [target.name for target in select(net, exclude=["2"])]
+        ['0.weight']
+    """
+    possible = [(t, owners) for t, owners in targets(model) if _may_be_sparse(t, owners)]
+    problems = _not_ready([t for t, _ in possible])
+    names = [t.name for t, _ in possible]
+    for kind, globs in (("include", include or ()), ("exclude", exclude)):
+        if lost := [g for g in globs if not any(matches(n, [g]) for n in names)]:
+            problems.append(f"{kind}={lost} matches no weight; candidates: {', '.join(names) or 'none'}")
+    chosen = [t for t, owners in possible if (matches(t.name, include) if include else _is_default(t, owners))]
+    chosen = [t for t in chosen if not matches(t.name, exclude)]
+    if not chosen and not problems:
+        problems.append(f"nothing to make sparse; name weights with include=[...]; candidates: {names or 'none'}")
+    if chosen and not problems and not (trained := [t for t in chosen if t.weight.requires_grad]):
+        problems.append(f"every chosen weight is frozen (requires_grad=False): {', '.join(t.name for t in chosen)}")
+    raise_problems(problems, "selecting weights")
+    return trained
+
+
+def _not_ready(found: Sequence[Target]) -> list[str]:
+    lazy = [t.name for t in found if isinstance(t.weight, nn.parameter.UninitializedParameter)]
+    meta = [t.name for t in found if t.name not in lazy and t.weight.is_meta]
+    problems = []
+    if lazy:
+        problems.append(f"lazy parameters have no shape yet: {', '.join(lazy)}; run one batch through the model first")
+    if meta:
+        problems.append(f"parameters on the meta device have no values: {', '.join(meta)}; materialise the model first")
+    if spread := [t.name for t in found if hasattr(t.weight, "device_mesh")]:
+        problems.append(f"distributed tensors are not supported yet: {', '.join(spread)}; train with DDP")
+    return problems
