@@ -6,7 +6,7 @@ The two packages hold two copies of every class. A callback that derives from bo
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 if TYPE_CHECKING:
     from lightning.pytorch import Callback

@@ -1,2 +1,205 @@
-"""placeholder"""
-class DensityLogger: pass
+"""Watching sparsity: scalars for any logger, pictures where the logger can show them, two tables."""
+
+from typing import Any
+
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
+
+from lightning_sparse.callbacks.base import Callback, MisconfigurationException
+from lightning_sparse.callbacks.mask_updater import MaskUpdater
+from lightning_sparse.core.flops import FlopCounter
+from lightning_sparse.core.param import SparseParam
+from lightning_sparse.core.pictures import density_picture, mask_picture
+from lightning_sparse.core.sparsifier import Sparsifier
+from lightning_sparse.watch import SparsityWatch
+
+_PICTURES = 16  # layers that get a mask picture: a deep network would flood the page
+
+
+class DensityLogger(Callback):
+    """Logs what a MaskUpdater does, and prints a table at the start and at the end of a fit.
+
+    ``density``, ``nonzero_density`` and ``flops_share`` go through ``LightningModule.log``: ModelCheckpoint and
+    EarlyStopping can monitor them. Per layer ``density/<layer>`` and ``nonzero/<layer>``, and for the masks' health
+    ``masks/changed``, ``masks/explored``, ``masks/overlap``, ``masks/dead_inputs``, ``masks/dead_outputs`` and
+    ``masks/training_flops_share`` go to every logger, the same keys from step 0 on.
+
+    A grown weight is zero until it has learned, so the non-zero share lags behind the density. FLOPs are those of
+    hardware that skips zeros, counted on the first batch.
+
+    Args:
+        every: optimizer steps between two log entries; None takes ``Trainer(log_every_n_steps)``.
+        per_layer: whether each layer is logged by itself.
+        images: whether pictures of masks and of densities over time are shown when masks have moved.
+        histograms: whether live weights are shown as histograms at the end of each epoch.
+        layout: whether TensorBoard gets one chart of all layers (it takes the place of a layout of your own).
+        name: tells several DensityLoggers of one Trainer apart.
+
+    Raises:
+        ValueError: if ``every`` is not positive.
+
+    Example:
+        >>> from lightning.pytorch import Trainer
+        >>> from lightning.pytorch.demos.boring_classes import BoringModel
+        >>> callbacks = [MaskUpdater("set", density=0.25), DensityLogger()]
+        >>> trainer = Trainer(max_steps=4, callbacks=callbacks, logger=False, enable_checkpointing=False,
+        ...     enable_progress_bar=False, enable_model_summary=False, log_every_n_steps=1)
+        >>> trainer.fit(BoringModel())
+        >>> float(trainer.callback_metrics["density"])
+        0.25
+    """
+
+    def __init__(
+        self,
+        every: int | None = None,
+        *,
+        per_layer: bool = True,
+        images: bool = False,
+        histograms: bool = False,
+        layout: bool = False,
+        name: str = "DensityLogger",
+    ) -> None:
+        if every is not None and every < 1:
+            raise ValueError(f"DensityLogger: every must be a positive number of optimizer steps, got {every}")
+        self.every, self.per_layer, self.name = every, per_layer, name
+        self.images, self.histograms, self.layout = images, histograms, layout
+        self.watch = SparsityWatch()
+        self._counter: FlopCounter | None = None
+        self._started, self._updates, self._steps = False, 0, 0
+
+    @property
+    def state_key(self) -> str:
+        """Where checkpoints keep this callback's state."""
+        return f"lightning_sparse.{self.name}"
+
+    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        """There must be something to log."""
+        if stage == "fit" and not any(isinstance(callback, MaskUpdater) for callback in trainer.callbacks):
+            raise MisconfigurationException("DensityLogger found no MaskUpdater; add one to Trainer(callbacks=[...])")
+
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        """Count FLOPs on the first batch; the hooks are gone after it."""
+        self._started = False
+        if not any(hasattr(module, "_orig_mod") for module in pl_module.modules()):  # hooks would make it compile twice
+            self._counter = FlopCounter(pl_module)
+
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        """The first entry: every key is there from step 0 on, and masks are made by now."""
+        if not self._started:
+            params = _params(trainer)
+            self._started, self._steps = True, _steps(trainer)
+            self._note(trainer, params)
+            self._write(trainer, self.watch.scalars(params) | self._details(params))
+            if self.layout:
+                _add_layout(trainer)
+            rank_zero_info("\n".join(str(updater.plan) for updater in _updaters(trainer)))
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Count, and log where it is time to."""
+        if self._counter:
+            self.watch.flops = dict(self._counter.flops)
+            self._close()
+        if self._steps == (steps := _steps(trainer)):
+            return  # inside a window of accumulated batches, or the step was skipped
+        self._steps, params = steps, _params(trainer)
+        self.watch.count(params, any(e.algorithm.needs_gradient(e.steps) for e in _engines(trainer)))
+        if self._updates != sum(e.updates for e in _engines(trainer)):
+            self._note(trainer, params)
+        if (_log_step(trainer) + 1) % (self.every or trainer.log_every_n_steps) == 0:
+            self._log(trainer, pl_module, params)
+
+    def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+        """Histograms of the live weights, where the logger has them."""
+        for name, p in _params(trainer).items() if self.histograms else ():
+            for experiment in _experiments(trainer, "add_histogram"):
+                experiment.add_histogram(f"weights/{name}", p.weight[p.mask], _log_step(trainer))
+
+    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+        """The table of what came out."""
+        if self._started:
+            rank_zero_info(self.watch.report(_params(trainer)))
+
+    def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        """Leave no hook behind."""
+        self._close()
+
+    def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
+        """Leave no hook behind."""
+        self._close()
+
+    def state_dict(self) -> dict[str, Any]:
+        """The masks' history and the FLOPs so far."""
+        return self.watch.state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from a checkpoint."""
+        self.watch.load_state_dict(state_dict)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without hooks."""
+        return {**self.__dict__, "_counter": None}
+
+    def _close(self) -> None:
+        if self._counter:
+            self._counter.close()
+            self._counter = None
+
+    def _note(self, trainer: Any, params: dict[str, SparseParam]) -> None:
+        self._updates = sum(engine.updates for engine in _engines(trainer))
+        self.watch.note(params)
+        if self.images:
+            self._show(trainer, params)
+
+    def _details(self, params: dict[str, SparseParam]) -> dict[str, float]:
+        return self.watch.health() | (self.watch.per_layer(params) if self.per_layer else {})
+
+    def _log(self, trainer: Any, pl_module: Any, params: dict[str, SparseParam]) -> None:
+        if not trainer.barebones:
+            for key, value in self.watch.scalars(params).items():
+                pl_module.log(key, value, on_step=True, on_epoch=False, batch_size=1)
+        self._write(trainer, self._details(params))
+
+    def _write(self, trainer: Any, values: dict[str, float]) -> None:
+        for logger in trainer.loggers:
+            logger.log_metrics(values, step=_log_step(trainer))
+
+    def _show(self, trainer: Any, params: dict[str, SparseParam]) -> None:
+        pictures = {f"masks/{name}": mask_picture(p.mask) for name, p in list(params.items())[:_PICTURES]}
+        pictures["masks/density over updates"] = density_picture(self.watch.densities)
+        for key, picture in pictures.items():
+            for experiment in _experiments(trainer, "add_image"):
+                experiment.add_image(key, picture, _log_step(trainer), dataformats="HW")
+            for logger in trainer.loggers:
+                if hasattr(logger, "log_image") and not hasattr(logger.experiment, "add_image"):
+                    rank_zero_only(logger.log_image)(key, [picture.numpy()], step=_log_step(trainer))
+
+
+def _updaters(trainer: Any) -> list[MaskUpdater]:
+    return [callback for callback in trainer.callbacks if isinstance(callback, MaskUpdater) and callback.sparsifier]
+
+
+def _engines(trainer: Any) -> list[Sparsifier]:
+    return [updater.sparsifier for updater in _updaters(trainer) if updater.sparsifier]
+
+
+def _params(trainer: Any) -> dict[str, SparseParam]:
+    return {name: p for engine in _engines(trainer) for name, p in engine.params.items()}
+
+
+def _steps(trainer: Any) -> int:
+    return sum(engine.steps for engine in _engines(trainer))
+
+
+def _log_step(trainer: Any) -> int:
+    step: int = trainer.fit_loop.epoch_loop._batches_that_stepped  # the x-axis of everything a module logs
+    return step
+
+
+def _experiments(trainer: Any, method: str) -> list[Any]:
+    """What loggers write to, where it can do ``method``; on other ranks it is a dummy that swallows everything."""
+    return [logger.experiment for logger in trainer.loggers if hasattr(logger.experiment, method)]
+
+
+def _add_layout(trainer: Any) -> None:
+    charts = {"density per layer": ["Multiline", ["density/.*"]], "non-zero per layer": ["Multiline", ["nonzero/.*"]]}
+    for experiment in _experiments(trainer, "add_custom_scalars"):
+        experiment.add_custom_scalars({"sparsity": charts})

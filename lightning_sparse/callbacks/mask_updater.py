@@ -6,7 +6,7 @@ from math import ceil, isfinite
 from typing import Any, Literal
 
 import torch
-from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from lightning_sparse.algorithms import ALGORITHMS
 from lightning_sparse.callbacks.base import Callback, MisconfigurationException, refuse_strategy
@@ -29,13 +29,13 @@ class MaskUpdater(Callback):
 
     Weights outside the masks are zero in every forward pass; masks move after optimizer steps as the algorithm says.
     ``state_dict`` keeps the dense model's keys and shapes, so a checkpoint loads without this package. Masks, counters
-    and random states are in the callback's own state: a run that is resumed goes on bit for bit (from inside a window of
-    accumulated batches it goes on from the window's start).
+    and random states are in the callback's own state: a run that is resumed goes on bit for bit (from inside a window
+    of accumulated batches it goes on from the window's start).
 
     Args:
-        algorithm: "static", "set", "rigl", "sparse_momentum", "gmp", or an object such as ``RigL(every=200)``.
+        algorithm: "static", "set", "rigl", "sparse_momentum" or "gmp", or an object such as ``RigL(every=200)``.
         density: live share of all chosen weights together, in (0, 1], or one for each glob over names; None is 0.1.
-        allocation: how density is shared over layers: "uniform", "er", "erk", or "global"; None takes the algorithm's own.
+        allocation: how density is shared over layers: "uniform", "er", "erk" or "global"; None takes the algorithm's.
         pattern: the shape that live weights may take; None lets any weight live.
         init: "random", or "magnitude" to keep the largest weights of a model that is trained already.
         include: globs over parameter or module names; None takes Linear, convolution, attention and recurrent weights.

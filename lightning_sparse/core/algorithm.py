@@ -85,7 +85,7 @@ def keep_budget(params: Sequence[SparseParam], scores: Masks, counts: Sequence[i
     device = params[0].mask.device
     flat = torch.cat([scores[p.name].flatten().float().to(device) for p in params])
     allowed = torch.cat([among[p.name].flatten().to(device) for p in params])
-    joint = keep_top(flat, sum(counts), allowed).split([p.size for p in params])
+    joint = torch.split(keep_top(flat, sum(counts), allowed), [p.size for p in params])
     ranked = [int(part.count_nonzero()) for part in joint]
     room = [int(among[p.name].count_nonzero()) for p in params]
     final = apportion([float(n) for n in ranked], sum(counts), room, lower=1)  # no layer may die

@@ -54,14 +54,14 @@ def unpack(state: Mapping[str, Any], params: Mapping[str, SparseParam], algorith
         ValueError: if it was written for other layers, shapes or densities, by another version, or is torn.
     """
     if state.get("version") != VERSION or not isinstance(state.get("params"), Mapping):
-        raise_problems([f"cannot read a mask state of version {state.get('version')!r}; this is version {VERSION}"], "resume")
+        raise ValueError(f"cannot read a mask state of version {state.get('version')!r}; this is version {VERSION}")
     rows = state["params"]
     raise_problems(_misfits(rows, params), "the checkpoint's masks do not fit this model")
     masks, problems = {}, []
     for name, row in rows.items():
         masks[name] = unpack_bits(row["mask"], row["shape"]).to(params[name].mask.device)
-        if int(masks[name].count_nonzero()) != row["live"]:
-            problems.append(f"{name}: the mask has {int(masks[name].count_nonzero())} live weights, {row['live']} were saved")
+        if (live := int(masks[name].count_nonzero())) != row["live"]:
+            problems.append(f"{name}: the mask has {live} live weights, {row['live']} were saved")
     raise_problems(problems, "the checkpoint's masks are torn")
     if state["algorithm"] != type(algorithm).__name__:
         text = f"the masks were trained by {state['algorithm']}, {type(algorithm).__name__} goes on with them"

@@ -10,6 +10,7 @@ from lightning_sparse.core.select import clean
 
 Costs = dict[str, float]
 _CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_LOOKUPS = (nn.Embedding, nn.EmbeddingBag, nn.LayerNorm)
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 
@@ -78,40 +79,41 @@ class FlopCounter:
         self.close()
 
 
-_Rule = Callable[[nn.Module, Any, Any, Any], Mapping[str, float]]
+_Rule = Callable[[Any, Any, Any, Any], Mapping[str, float]]
 
 
 def _rule(module: nn.Module) -> _Rule | None:
     if isinstance(module, _CONVS):
-        return lambda m, args, kwargs, out: {"weight": 2.0 * m.weight.numel() * out.numel() / out.shape[_channels(m, out)]}
+        return _convolution
     if isinstance(module, _TRANSPOSED):
-        return lambda m, args, kwargs, out: {"weight": 2.0 * m.weight.numel() * _first(args, kwargs).numel() / m.in_channels}
+        return _transposed
     if isinstance(module, nn.MultiheadAttention):
         return _attention
     if isinstance(module, nn.RNNBase):
         return _recurrent
     if isinstance(module, nn.RNNCellBase):
-        return lambda m, args, kwargs, out: {
-            n: 2.0 * w.numel() * _first(args, kwargs).numel() / m.input_size
-            for n, w in m._parameters.items()
-            if w is not None and w.ndim == 2
-        }
+        return _recurrent
     weight = module._parameters.get("weight")
-    if weight is not None and weight.ndim == 2 and not isinstance(module, nn.Embedding | nn.EmbeddingBag | nn.LayerNorm):
+    if weight is not None and weight.ndim == 2 and not isinstance(module, _LOOKUPS):
         return _linear  # nn.Linear, and every module like it (transformers' Conv1D)
     return None
 
 
-def _linear(module: nn.Module, args: Any, kwargs: Any, out: Any) -> Costs:
+def _convolution(module: Any, args: Any, kwargs: Any, out: Tensor) -> Costs:
+    channels = out.shape[out.ndim - module.weight.ndim + 1]  # an unbatched input has no batch dimension
+    return {"weight": 2.0 * module.weight.numel() * out.numel() / channels}
+
+
+def _transposed(module: Any, args: Any, kwargs: Any, out: Any) -> Costs:
+    return {"weight": 2.0 * module.weight.numel() * _first(args, kwargs).numel() / module.in_channels}
+
+
+def _linear(module: Any, args: Any, kwargs: Any, out: Any) -> Costs:
     given = _first(args, kwargs)
     return {"weight": 2.0 * module.weight.numel() * (given.numel() / given.shape[-1])}
 
 
-def _channels(module: nn.Module, out: Tensor) -> int:
-    return out.ndim - module.weight.ndim + 1  # an unbatched input has no batch dimension
-
-
-def _attention(module: nn.Module, args: Any, kwargs: Any, out: Any) -> Costs:
+def _attention(module: Any, args: Any, kwargs: Any, out: Any) -> Costs:
     names = ("query", "key", "value")
     given = {**dict(zip(names, args, strict=False)), **kwargs}
     tokens = [given[n].numel() / given[n].shape[-1] for n in names]
@@ -124,7 +126,7 @@ def _attention(module: nn.Module, args: Any, kwargs: Any, out: Any) -> Costs:
     return {**costs, **{f"{n}_proj_weight": 2.0 * w.numel() * t for n, w, t in pairs}}
 
 
-def _recurrent(module: nn.Module, args: Any, kwargs: Any, out: Any) -> Costs:
+def _recurrent(module: Any, args: Any, kwargs: Any, out: Any) -> Costs:
     given = _first(args, kwargs)
     data = given.data if isinstance(given, nn.utils.rnn.PackedSequence) else given
     steps = data.numel() / module.input_size

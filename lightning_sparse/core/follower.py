@@ -39,7 +39,7 @@ class Follower:
         moved: Callable[[], None],
     ) -> None:
         if algorithm.replace_step and isinstance(optimizer, LBFGS):
-            raise ValueError("replace_step=True cannot work with LBFGS, whose step takes many gradients; leave it False")
+            raise ValueError("replace_step=True cannot work with LBFGS: its step takes many gradients; leave it False")
         self._optimizer = weakref.ref(optimizer)
         self.params, self.algorithm = params, algorithm
         self.steps, self.overdue = steps, overdue

@@ -26,8 +26,8 @@ def unwrap(optimizer: Any) -> Optimizer:
         optimizer = optimizer.optimizer
     if not hasattr(optimizer, "register_step_post_hook") or not hasattr(optimizer, "register_step_pre_hook"):
         raise TypeError(
-            f"{type(optimizer).__name__} has no step hooks (register_step_post_hook), so nothing can keep weights sparse "
-            "after its steps; derive it from torch.optim.Optimizer"
+            f"{type(optimizer).__name__} has no step hooks (register_step_post_hook), so nothing can keep weights "
+            "sparse after its steps; derive it from torch.optim.Optimizer"
         )
     return optimizer  # type: ignore[no-any-return]  # duck-typed: what counts is that it has the hooks
 

@@ -30,10 +30,10 @@ def mask_state(optimizer: Optimizer, weight: Tensor, keep: Tensor) -> None:
 class ZeroGuard:
     """Keeps Adam's square root fast on second moments that are exactly zero.
 
-    On a CPU torch takes the root of a contiguous tensor through MKL, which is seven times slower on exact zeros (special
-    values leave the vector path): masking 90 % of the gradients doubles the cost of an AdamW step. So dead second moments
-    are 1e-36 while the optimizer steps and zero again after it. Dead weights do not notice (their first moment is zero),
-    live ones neither (their second moments are far larger, or their update is decided by eps).
+    On a CPU torch takes the root of a contiguous tensor through MKL, which is seven times slower on exact zeros:
+    masking 90 % of the gradients doubles the cost of an AdamW step. So dead second moments are 1e-36 while the
+    optimizer steps, and zero again after it. Dead weights do not notice (their first moment is zero), live ones
+    neither (their second moments are far larger, or their update is decided by eps).
     """
 
     def __init__(self) -> None:

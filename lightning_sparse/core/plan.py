@@ -134,8 +134,9 @@ def table(cells: Sequence[Sequence[str]]) -> str:
         total     12
     """
     widths = [max(len(row[i]) for row in cells) for i in range(len(cells[0]))]
-    lines = ("  ".join(c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True))) for row in cells)
-    return "\n".join(line.rstrip() for line in lines)
+    rows = [[c.rjust(w) for c, w in zip(row, widths, strict=True)] for row in cells]
+    names = [row[0].ljust(widths[0]) for row in cells]
+    return "\n".join("  ".join([name, *row[1:]]).rstrip() for name, row in zip(names, rows, strict=True))
 
 
 def plan(
@@ -167,12 +168,14 @@ def plan(
         ValueError: if the density is impossible (with the least that is reachable), or nothing matches.
 
     Example:
+        >>> import torch
         >>> net = nn.Sequential(nn.Linear(784, 300), nn.ReLU(), nn.Linear(300, 10))
         >>> print(plan(net, 0.05, example_inputs=torch.zeros(1, 784)))
-        layer      shape  density    live  weights   FLOPs
-        0.weight  300x784   0.0432  10,150  235,200  20.3 k
-        2.weight   10x300   0.6700   1,960    3,000  3.92 k
-        total              0.0500  11,910  238,200  23.8 k
+        layer       shape  density    live  weights   FLOPs
+        0.weight  300x784   0.0394   9,261  235,200  18.5 k
+        2.weight   10x300   0.8829   2,649    3,000   5.3 k
+        total               0.0500  11,910  238,200  23.8 k
+        forward 23.8 kFLOPs a sample, 5.0% of dense; training 71.5 kFLOPs, 5.0%
     """
     chosen = select(model, include, exclude)
     inputs = getattr(model, "example_input_array", None) if example_inputs is None else example_inputs
@@ -214,7 +217,7 @@ def _problems(chosen: Sequence[Target], density: Density, allocation: str, patte
         problems.append(f"unknown allocation {allocation!r}; there are {', '.join(ALLOCATIONS)}")
     fixed = pattern.fixed_density() if pattern else None
     if fixed is not None and any(value != fixed for value in values):
-        problems.append(f"{pattern} has density {fixed}, got density={density}; leave density out, or take another pattern")
+        problems.append(f"{pattern} has density {fixed}, got {density}; leave density out, or take another pattern")
     names = [t.name for t in chosen]
     if isinstance(density, Mapping):
         lost = [glob for glob in density if not any(matches(name, [glob]) for name in names)]
@@ -226,7 +229,7 @@ def _problems(chosen: Sequence[Target], density: Density, allocation: str, patte
     elif not problems and round(density * sum(t.weight.numel() for t in chosen)) < len(chosen):
         sizes = [t.weight.numel() for t in chosen]
         problems.append(
-            f"density {density} keeps {round(density * sum(sizes))} of {sum(sizes)} weights, too few for one in each of "
-            f"the {len(sizes)} layers; the least density that is reachable is {least_density(sizes):.3g}"
+            f"density {density} keeps {round(density * sum(sizes))} of {sum(sizes)} weights, too few for one in each "
+            f"of the {len(sizes)} layers; the least density that is reachable is {least_density(sizes):.3g}"
         )
     return problems

@@ -26,7 +26,8 @@ def save_random_state() -> dict[str, Any]:
     }
     if "numpy" in sys.modules:
         kind, keys, position, has_gauss, cached = sys.modules["numpy"].random.get_state()
-        state["numpy"] = (kind, torch.tensor(keys.tolist(), dtype=torch.int64), int(position), int(has_gauss), float(cached))
+        numbers = (int(position), int(has_gauss), float(cached))  # numpy's own would not load with weights_only=True
+        state["numpy"] = (kind, torch.tensor(keys.tolist(), dtype=torch.int64), *numbers)
     return state
 
 
