@@ -42,7 +42,10 @@ ARMS: dict[str, tuple[Algorithm | None, float, str]] = {
 def load(path: Path) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Train and test images as normalised rows, with labels."""
     raw = np.load(path)
-    x, t = (torch.from_numpy(raw[f"x_{part}"]).float().div(255).sub(0.1307).div(0.3081).flatten(1) for part in ("train", "test"))
+    x, t = (
+        torch.from_numpy(raw[f"x_{part}"]).float().div(255).sub(0.1307).div(0.3081).flatten(1)
+        for part in ("train", "test")
+    )
     y, u = (torch.from_numpy(raw[f"y_{part}"]).long() for part in ("train", "test"))
     return x, y, t, u
 
@@ -61,7 +64,14 @@ def run(arm: str, seed: int, data: tuple[Tensor, Tensor, Tensor, Tensor], epochs
     sparsifier = None
     if algorithm is not None:
         sparsifier = Sparsifier(
-            net, algorithm, density, optimizers=[optimizer], allocation=allocation, seed=seed, total_steps=total, epoch_steps=epoch
+            net,
+            algorithm,
+            density,
+            optimizers=[optimizer],
+            allocation=allocation,
+            seed=seed,
+            total_steps=total,
+            epoch_steps=epoch,
         )
     start = time.perf_counter()
     for _ in range(epochs):
@@ -74,7 +84,11 @@ def run(arm: str, seed: int, data: tuple[Tensor, Tensor, Tensor, Tensor], epochs
     seconds = time.perf_counter() - start
     with torch.no_grad():
         error = 100 - 100 * float((net(test_x).argmax(1) == test_y).float().mean())
-    live = sum(p.live for p in sparsifier.params.values()) if sparsifier else sum(p.numel() for p in net.parameters() if p.ndim > 1)
+    live = (
+        sum(p.live for p in sparsifier.params.values())
+        if sparsifier
+        else sum(p.numel() for p in net.parameters() if p.ndim > 1)
+    )
     return {
         "arm": arm, "algorithm": repr(algorithm), "density": density, "allocation": allocation, "seed": seed, "epochs": epochs,
         "test_error": round(error, 3), "live": live, "seconds": round(seconds, 1), "torch": torch.__version__,
@@ -84,10 +98,13 @@ def run(arm: str, seed: int, data: tuple[Tensor, Tensor, Tensor, Tensor], epochs
 
 def commit() -> str:
     """The commit that was measured; a plus marks changes on top of it."""
+
     def git(*words: str) -> str:
         return subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True).stdout.strip()
 
-    return git("rev-parse", "--short", "HEAD") + ("+" if git("status", "--porcelain", "--", "../lightning_sparse") else "")
+    return git("rev-parse", "--short", "HEAD") + (
+        "+" if git("status", "--porcelain", "--", "../lightning_sparse") else ""
+    )
 
 
 def rows() -> list[dict[str, object]]:

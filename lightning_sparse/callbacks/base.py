@@ -1,31 +1,55 @@
 """One base class that the Trainers and CLIs of both packages, ``lightning`` and ``pytorch_lightning``, accept.
 
-The two packages hold two copies of every class. A callback that derives from both is at home in either.
+The two packages hold two copies of every class. What derives from both is at home in either.
 """
 
 import importlib
+import sys
 from typing import TYPE_CHECKING, Any
 
-from lightning.fabric.utilities.exceptions import MisconfigurationException
-
 if TYPE_CHECKING:
+    from lightning.fabric.utilities.exceptions import MisconfigurationException
     from lightning.pytorch import Callback
+    from lightning.pytorch.utilities import rank_zero_info, rank_zero_only, rank_zero_warn
 else:
-    _PACKAGES = ("lightning.pytorch", "pytorch_lightning")
 
-    def _bases() -> tuple[type, ...]:
-        found = []
-        for package in _PACKAGES:
+    def _packages() -> list[Any]:
+        """Those that are installed; the one that the user imported first stays the one that Lightning logs under."""
+        names = sorted(("lightning.pytorch", "pytorch_lightning"), key=lambda name: name not in sys.modules)
+        found, log = [], None
+        for name in names:
             try:
-                found.append(importlib.import_module(package).Callback)
+                found.append(importlib.import_module(name))
             except ModuleNotFoundError as missing:
-                if missing.name != package.partition(".")[0]:
+                if missing.name != name.partition(".")[0]:
                     raise  # it is there, but something it needs is not
-        return tuple(dict.fromkeys(found))
+            rank_zero = sys.modules.get("lightning_utilities.core.rank_zero")
+            log = log or getattr(rank_zero, "log", None)  # importing the second package replaces it
+        rank_zero.log = log
+        return found
 
-    Callback = type("Callback", _bases(), {"__doc__": "A callback for either package.", "__module__": __name__})
+    def _both(name: str, classes: list[type], doc: str) -> type:
+        return type(name, tuple(dict.fromkeys(classes)), {"__doc__": doc, "__module__": __name__})
 
-__all__ = ["Callback", "MisconfigurationException", "refuse_strategy"]
+    _found = _packages()
+    Callback = _both("Callback", [package.Callback for package in _found], "A callback for either package.")
+    MisconfigurationException = _both(
+        "MisconfigurationException",
+        [package.utilities.exceptions.MisconfigurationException for package in _found],
+        "What either package raises when it is used wrongly.",
+    )
+    rank_zero_info, rank_zero_only, rank_zero_warn = (
+        getattr(_found[0].utilities, name) for name in ("rank_zero_info", "rank_zero_only", "rank_zero_warn")
+    )
+
+__all__ = [
+    "Callback",
+    "MisconfigurationException",
+    "rank_zero_info",
+    "rank_zero_only",
+    "rank_zero_warn",
+    "refuse_strategy",
+]
 
 _REFUSED = {
     "FSDPStrategy": "it flattens and shards parameters",

@@ -2,9 +2,7 @@
 
 from typing import Any
 
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
-
-from lightning_sparse.callbacks.base import Callback, MisconfigurationException
+from lightning_sparse.callbacks.base import Callback, MisconfigurationException, rank_zero_info, rank_zero_only
 from lightning_sparse.callbacks.mask_updater import MaskUpdater
 from lightning_sparse.core.flops import FlopCounter
 from lightning_sparse.core.param import SparseParam

@@ -6,10 +6,15 @@ from math import ceil, isfinite
 from typing import Any, Literal
 
 import torch
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from lightning_sparse.algorithms import ALGORITHMS
-from lightning_sparse.callbacks.base import Callback, MisconfigurationException, refuse_strategy
+from lightning_sparse.callbacks.base import (
+    Callback,
+    MisconfigurationException,
+    rank_zero_info,
+    rank_zero_warn,
+    refuse_strategy,
+)
 from lightning_sparse.core.algorithm import Algorithm, Masks
 from lightning_sparse.core.allocation import ALLOCATIONS, AllocationName
 from lightning_sparse.core.checkpoint import saved_masks

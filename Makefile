@@ -1,0 +1,49 @@
+# make demo: sparse training on real MNIST, with its table.   make test: the tests.   Both set up what they need.
+VENV ?= .venv
+PYTHON ?= python3
+BIN := $(abspath $(VENV))/bin
+READY := $(VENV)/.ready
+INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
+
+.PHONY: demo test test-slow lint types examples docs compat clean
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(INSTALL) "torch==2.13.0"
+	$(INSTALL) --upgrade pip
+	$(INSTALL) -e ".[cli,tensorboard]" --group dev
+	touch $(READY)
+
+demo: $(READY)
+	$(BIN)/python examples/mnist_rigl.py
+
+test: $(READY)
+	$(BIN)/python -m pytest
+
+test-slow: $(READY)
+	$(BIN)/python -m pytest -m slow
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check lightning_sparse examples benchmarks
+
+types: $(READY)
+	$(BIN)/mypy
+
+examples: $(READY)
+	cd examples && for file in mnist_rigl raw_loop fabric fine_tune own_algorithm; do $(BIN)/python $$file.py --fast || exit 1; done
+	$(BIN)/lightning-sparse fit --config examples/cli/mnist_rigl.yaml --trainer.max_epochs 1 --data.init_args.limit 6000
+
+docs: $(READY)
+	$(BIN)/mkdocs build --strict --quiet
+
+# The oldest Lightning that is supported, on the torch at hand, in an environment of its own.
+compat:
+	$(PYTHON) -m venv .venv-compat
+	.venv-compat/bin/pip install --quiet "torch==2.13.0"
+	.venv-compat/bin/pip install --quiet --upgrade pip
+	.venv-compat/bin/pip install --quiet "lightning==2.5.0" -e ".[cli,tensorboard]" --group test
+	.venv-compat/bin/python -m pytest tests/algorithms tests/callbacks -k "not average and not EMA"
+
+clean:
+	rm -rf $(VENV) .venv-compat site logs .mypy_cache .ruff_cache .pytest_cache
