@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lightning_sparse import RigL, Sparsifier, SparseMomentum
+from lightning_sparse import RigL, SparseMomentum, Sparsifier
 
 RESULTS = Path(__file__).parent / "results" / "overhead.json"
 EVERY = 4  # steps between updates: each fourth round measures one

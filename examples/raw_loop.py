@@ -52,9 +52,8 @@ def main() -> None:
 
     with torch.no_grad():
         hits = [(model(images).argmax(1) == labels).float().mean() for images, labels in data.test_dataloader()]
-    print(
-        f"test accuracy {torch.stack(hits).mean():.2%}, {sum(p.live for p in sparsifier.params.values()):,} live weights"
-    )
+    live = sum(p.live for p in sparsifier.params.values())
+    print(f"test accuracy {torch.stack(hits).mean():.2%}, {live:,} live weights")
 
 
 if __name__ == "__main__":

@@ -48,25 +48,4 @@ __all__ = [
     "rank_zero_info",
     "rank_zero_only",
     "rank_zero_warn",
-    "refuse_strategy",
 ]
-
-_REFUSED = {
-    "FSDPStrategy": "it flattens and shards parameters",
-    "DeepSpeedStrategy": "it steps hidden copies of the weights",
-    "ModelParallelStrategy": "distributed tensors are not supported yet",
-}
-
-
-def refuse_strategy(trainer: Any, callback: str) -> None:
-    """Stop before training starts under a strategy that cannot keep weights sparse.
-
-    Raises:
-        MisconfigurationException: with the way out.
-    """
-    for kind in type(trainer.strategy).__mro__:
-        if kind.__name__ in _REFUSED:
-            raise MisconfigurationException(
-                f"{callback} does not work with {kind.__name__}: {_REFUSED[kind.__name__]}. "
-                'Use Trainer(strategy="ddp") or a single device.'
-            )

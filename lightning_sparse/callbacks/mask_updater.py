@@ -2,7 +2,6 @@
 
 import weakref
 from collections.abc import Mapping
-from math import ceil, isfinite
 from typing import Any, Literal
 
 import torch
@@ -13,8 +12,8 @@ from lightning_sparse.callbacks.base import (
     MisconfigurationException,
     rank_zero_info,
     rank_zero_warn,
-    refuse_strategy,
 )
+from lightning_sparse.callbacks.run import gather_random_states, horizon, refuse_strategy, restore_random_states
 from lightning_sparse.core.algorithm import Algorithm, Masks
 from lightning_sparse.core.allocation import ALLOCATIONS, AllocationName
 from lightning_sparse.core.checkpoint import saved_masks
@@ -22,7 +21,6 @@ from lightning_sparse.core.errors import raise_problems
 from lightning_sparse.core.masks import Pattern
 from lightning_sparse.core.param import Init
 from lightning_sparse.core.plan import Plan
-from lightning_sparse.core.random_state import load_random_state, save_random_state
 from lightning_sparse.core.select import select
 from lightning_sparse.core.sparsifier import Sparsifier
 
@@ -87,6 +85,7 @@ class MaskUpdater(Callback):
         self._model: weakref.ref[Any] | None = None
         self._pending: dict[str, Any] = {}
         self._updates = 0
+        self._failed = False
 
     # What a user reads ---------------------------------------------------------------------------------------------
 
@@ -139,7 +138,7 @@ class MaskUpdater(Callback):
         Not earlier: only now are checkpoint, optimizers and strategy all in place, and a fit that trains nothing has
         not come this far.
         """
-        rng = self._pending.pop("rng", None)
+        rng, self._failed = self._pending.pop("rng", None), False
         self._prepare(trainer, pl_module)
         assert self.sparsifier is not None
         for optimizer in trainer.optimizers:
@@ -148,7 +147,7 @@ class MaskUpdater(Callback):
         self._follow_averages(trainer)
         self._updates = self.sparsifier.updates
         if rng is not None and self.restore_rng and trainer.global_step > 0:
-            _restore_rng(trainer, rng)
+            restore_random_states(trainer, rng)
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
         """Forget what was staged for a step that a gradient scaler skipped."""
@@ -173,6 +172,7 @@ class MaskUpdater(Callback):
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
         """Let go: ``teardown`` is not called after errors."""
+        self._failed = True
         if self.sparsifier:
             self.sparsifier.detach()
 
@@ -180,7 +180,7 @@ class MaskUpdater(Callback):
         """Masks, counters, the algorithm's state and the random states."""
         if self.sparsifier is None:
             return self._pending
-        return {**self.sparsifier.state_dict(), "rng": save_random_state()}
+        return {**self.sparsifier.state_dict(), "rng": gather_random_states(alone=self._failed)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Keep a checkpoint's state until a fit starts: there is nothing to apply it to yet."""
@@ -222,14 +222,14 @@ class MaskUpdater(Callback):
             self.sparsifier = self._build(trainer, pl_module)
             self._model = weakref.ref(pl_module)
         elif trainer.global_step == 0:  # a new run with the masks of the last one
-            self.sparsifier.restart(self._algorithm().planned(*_horizon(trainer)))
+            self.sparsifier.restart(self._algorithm().planned(*horizon(trainer)))
         self._pending = {}
 
     def _algorithm(self) -> Algorithm:
         return self.algorithm if isinstance(self.algorithm, Algorithm) else ALGORITHMS[self.algorithm]()
 
     def _build(self, trainer: Any, pl_module: Any) -> Sparsifier:
-        total, epoch = _horizon(trainer)
+        total, epoch = horizon(trainer)
         init = self.init
         if not self._pending and trainer.global_step > 0 and init == "random":
             rank_zero_info(f"{self.name}: the checkpoint was trained dense; the largest of its weights stay live.")
@@ -283,26 +283,3 @@ class MaskUpdater(Callback):
 
 def _is_share(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value <= 1
-
-
-def _horizon(trainer: Any) -> tuple[int | None, int | None]:
-    """Optimizer steps of the run and of an epoch; None where Lightning cannot know them."""
-    total, batches = trainer.estimated_stepping_batches, trainer.num_training_batches
-    by_steps = trainer.max_steps != -1 and len(trainer.optimizers) > 1  # max_steps counts the steps of all optimizers
-    known = isfinite(total) and total > 0 and not by_steps
-    epoch = ceil(batches / trainer.accumulate_grad_batches) if isfinite(batches) else None
-    return int(total) if known else None, epoch
-
-
-def _restore_rng(trainer: Any, state: dict[str, Any]) -> None:
-    """Random states as they were when the checkpoint was written.
-
-    Lightning has made the epoch's iterator by now, and drawn its seeds from the states of a fresh process. Where the
-    checkpoint ended an epoch, the iterator is made again from the right ones; in the middle of an epoch it belongs to a
-    stateful loader, which restores itself.
-    """
-    load_random_state(state)
-    loop = trainer.fit_loop
-    fetcher = getattr(loop, "_data_fetcher", None)
-    if fetcher is not None and loop.epoch_loop.batch_progress.is_last_batch:
-        iter(fetcher)
