@@ -4,7 +4,7 @@ from typing import Any
 
 from lightning_sparse.callbacks.base import Callback, MisconfigurationException, rank_zero_info, rank_zero_only
 from lightning_sparse.callbacks.mask_updater import MaskUpdater
-from lightning_sparse.core.flops import FlopCounter
+from lightning_sparse.core.flops import FlopCounter, batch_size
 from lightning_sparse.core.param import SparseParam
 from lightning_sparse.core.pictures import density_picture, mask_picture
 from lightning_sparse.core.sparsifier import Sparsifier
@@ -62,7 +62,7 @@ class DensityLogger(Callback):
         self.images, self.histograms, self.layout = images, histograms, layout
         self.watch = SparsityWatch()
         self._counter: FlopCounter | None = None
-        self._started, self._updates, self._steps = False, 0, 0
+        self._started, self._shown, self._updates, self._steps = False, False, 0, 0
 
     @property
     def state_key(self) -> str:
@@ -84,18 +84,16 @@ class DensityLogger(Callback):
         """The first entry: every key is there from step 0 on, and masks are made by now."""
         if not self._started:
             params = _params(trainer)
-            self._started, self._steps = True, _steps(trainer)
+            self._started, self._shown, self._steps = True, False, _steps(trainer)
             self._note(trainer, params)
             self._write(trainer, self.watch.scalars(params) | self._details(params))
             if self.layout:
                 _add_layout(trainer)
-            rank_zero_info("\n".join(str(updater.plan) for updater in _updaters(trainer)))
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Count, and log where it is time to."""
-        if self._counter:
-            self.watch.flops = dict(self._counter.flops)
-            self._close()
+        if not self._shown:
+            self._show_plan(trainer, batch)
         if self._steps == (steps := _steps(trainer)):
             return  # inside a window of accumulated batches, or the step was skipped
         self._steps, params = steps, _params(trainer)
@@ -135,6 +133,17 @@ class DensityLogger(Callback):
     def __getstate__(self) -> dict[str, Any]:
         """Without hooks."""
         return {**self.__dict__, "_counter": None}
+
+    def _show_plan(self, trainer: Any, batch: Any) -> None:
+        """The table of the start, with the FLOPs of the first batch."""
+        if self._counter:
+            self.watch.flops = dict(self._counter.flops)
+            self._close()
+        plans, samples = [updater.plan for updater in _updaters(trainer)], batch_size(batch)
+        if self.watch.flops and samples:
+            plans = [plan.counted({name: f / samples for name, f in self.watch.flops.items()}) for plan in plans]
+        rank_zero_info("\n".join(map(str, plans)))
+        self._shown = True
 
     def _close(self) -> None:
         if self._counter:

@@ -31,7 +31,7 @@ def count_flops(model: nn.Module, inputs: Any) -> Costs:
         >>> count_flops(nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU()), torch.zeros(2, 3, 6, 6))
         {'0.weight': 6912.0}
     """
-    batch = next((int(t.shape[0]) for t in _tensors(inputs) if t.ndim), 1)
+    batch = batch_size(inputs) or 1
     modes = {module: module.training for module in model.modules()}
     with FlopCounter(model) as counter, torch.no_grad(), torch.random.fork_rng(devices=[]):
         model.eval()
@@ -137,9 +137,17 @@ def _first(args: Any, kwargs: Any) -> Any:
     return args[0] if args else next(iter(kwargs.values()))
 
 
-def _tensors(inputs: Any) -> list[Tensor]:
-    parts = inputs.values() if isinstance(inputs, dict) else inputs if isinstance(inputs, tuple | list) else [inputs]
-    return [part for part in parts if isinstance(part, Tensor)]
+def batch_size(inputs: Any) -> int | None:
+    """First dimension of the first tensor in nested tuples, lists and dicts; None where there is none.
+
+    Example:
+        >>> batch_size({"ids": [torch.zeros(7, 3)]})
+        7
+    """
+    if isinstance(inputs, Tensor):
+        return int(inputs.shape[0]) if inputs.ndim else None
+    parts = inputs.values() if isinstance(inputs, dict) else inputs if isinstance(inputs, tuple | list) else ()
+    return next((size for part in parts if (size := batch_size(part)) is not None), None)
 
 
 def _call(model: nn.Module, inputs: Any) -> None:

@@ -1,7 +1,7 @@
 """A dry run: what a density means for every layer of a model, before anything is trained."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import nn
@@ -96,6 +96,12 @@ class Plan:
             return None
         return (self.algorithm or Algorithm()).training_flops(self.flops, self.dense_flops)
 
+    def counted(self, flops: Costs) -> "Plan":
+        """The same plan with dense forward FLOPs a sample, by parameter name, as :func:`count_flops` gives them."""
+        rows = tuple(replace(row, dense_flops=flops.get(row.name, 0.0)) for row in self.layers)
+        other = sum(flops.values()) - sum(row.dense_flops or 0.0 for row in rows)
+        return replace(self, layers=rows, other_flops=other)
+
     def __str__(self) -> str:
         """The table."""
         rows = [(r.name, "x".join(map(str, r.shape)), r.density, r.live, r.size, r.flops) for r in self.layers]
@@ -179,8 +185,8 @@ def plan(
     """
     chosen = select(model, include, exclude)
     inputs = getattr(model, "example_input_array", None) if example_inputs is None else example_inputs
-    costs = None if inputs is None else count_flops(model, inputs)
-    return make_plan(chosen, density, allocation, costs=costs, algorithm=algorithm)
+    made = make_plan(chosen, density, allocation, algorithm=algorithm)
+    return made if inputs is None else made.counted(count_flops(model, inputs))
 
 
 def make_plan(
@@ -189,7 +195,6 @@ def make_plan(
     allocation: AllocationName,
     *,
     pattern: Pattern | None = None,
-    costs: Costs | None = None,
     algorithm: Algorithm | None = None,
 ) -> Plan:
     """The plan for parameters that are chosen already (what the engine builds on)."""
@@ -202,12 +207,9 @@ def make_plan(
         shares = ALLOCATIONS[allocation]({t.name: t.weight.shape for t in chosen}, density)
         exact = [shares[t.name] * size for t, size in zip(chosen, sizes, strict=True)]
         live = apportion(exact, round(density * sum(sizes)), sizes, lower=1)
-    rows = tuple(
-        LayerPlan(t.name, tuple(t.weight.shape), shares[t.name], k, None if costs is None else costs.get(t.name, 0.0))
-        for t, k in zip(chosen, live, strict=True)
-    )
-    other = None if costs is None else sum(costs.values()) - sum(row.dense_flops or 0.0 for row in rows)
-    return Plan(rows, other, algorithm)
+    pairs = zip(chosen, live, strict=True)
+    rows = tuple(LayerPlan(t.name, tuple(t.weight.shape), shares[t.name], k) for t, k in pairs)
+    return Plan(rows, algorithm=algorithm)
 
 
 def _problems(chosen: Sequence[Target], density: Density, allocation: str, pattern: Pattern | None) -> list[str]:
