@@ -56,8 +56,9 @@ def restore_random_states(trainer: Any, states: list[dict[str, Any]]) -> None:
     """Random states as they were when the checkpoint was written.
 
     Lightning has made the epoch's iterator by now, and drawn its seeds from the states of a fresh process. Where the
-    checkpoint ended an epoch, the iterator is made again from the right ones; in the middle of an epoch it belongs to a
-    stateful loader, which restores itself.
+    checkpoint ended an epoch, the iterator is made again from the right ones (Lightning 2.5.0, which does not know
+    ``is_resuming``, does so itself after ``on_train_batch_end``); in the middle of an epoch it belongs to a stateful
+    loader, which restores itself.
     """
     if len(states) != trainer.world_size:
         text = f"random states of {len(states)} ranks were saved and {trainer.world_size} run: they are not restored"
@@ -65,6 +66,7 @@ def restore_random_states(trainer: Any, states: list[dict[str, Any]]) -> None:
         return
     load_random_state(states[trainer.global_rank])
     loop = trainer.fit_loop
-    fetcher = getattr(loop, "_data_fetcher", None)
-    if fetcher is not None and loop.epoch_loop.batch_progress.is_last_batch:
+    fetcher, progress = getattr(loop, "_data_fetcher", None), loop.epoch_loop.batch_progress
+    mid_batch = progress.current.completed < progress.current.ready  # saved in on_train_batch_end
+    if fetcher is not None and progress.is_last_batch and (getattr(loop, "is_resuming", False) or mid_batch):
         iter(fetcher)
