@@ -59,6 +59,16 @@ class NonzeroDensity(Density):
         super().update({name: weight.detach() for name, weight in weights.items()})
 
 
+def step_flops(sparse: float, dense: float, dense_gradient: bool = False) -> float:
+    """FLOPs of one training step, given the forward FLOPs of its samples; see :class:`TrainingFLOPs`.
+
+    Example:
+        >>> step_flops(0.2, 1.0), step_flops(0.2, 1.0, dense_gradient=True)
+        (0.6000000000000001, 1.4)
+    """
+    return 2 * sparse + dense if dense_gradient else 3 * sparse
+
+
 class TrainingFLOPs(Metric):
     """FLOPs that training has taken so far, and their share of a dense run's.
 
@@ -98,8 +108,8 @@ class TrainingFLOPs(Metric):
             dense: the same in the dense model.
             dense_gradient: whether the algorithm needed the gradient of dead weights.
         """
-        self.flops += 2 * sparse + dense if dense_gradient else 3 * sparse
-        self.dense += 3 * dense
+        self.flops += step_flops(sparse, dense, dense_gradient)
+        self.dense += step_flops(dense, dense)
 
     def compute(self) -> Tensor:
         """FLOPs, or their share of the dense run."""

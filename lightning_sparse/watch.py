@@ -9,7 +9,7 @@ from lightning_sparse.core.flops import Costs
 from lightning_sparse.core.health import MaskHistory
 from lightning_sparse.core.param import SparseParam
 from lightning_sparse.core.plan import table
-from lightning_sparse.metrics import Density, NonzeroDensity, TrainingFLOPs
+from lightning_sparse.metrics import Density, NonzeroDensity, step_flops
 
 Params = Mapping[str, SparseParam]
 
@@ -35,7 +35,7 @@ class SparsityWatch:
         self.flops: Costs = {}
         self.densities: list[list[float]] = []
         self.history = MaskHistory()
-        self.training_flops = TrainingFLOPs(share=True)
+        self.spent = [0.0, 0.0]  # FLOPs of training so far, and those of a dense run
 
     def note(self, params: Params) -> None:
         """Look at the masks; those that have not moved are no news."""
@@ -48,17 +48,22 @@ class SparsityWatch:
 
     def count(self, params: Params, dense_gradient: bool) -> None:
         """One more optimizer step; ``dense_gradient`` says whether it needed the gradient of dead weights."""
-        sparse, dense = self._forward(params)
-        self.training_flops.update(sparse, dense, dense_gradient)
+        sparse, dense = self._forward({name: p.live / p.size for name, p in params.items()})
+        self.spent[0] += step_flops(sparse, dense, dense_gradient)
+        self.spent[1] += step_flops(dense, dense)
 
     def scalars(self, params: Params) -> dict[str, float]:
         """Over all layers: density, non-zero share, and the share of forward FLOPs where they were counted."""
         density, nonzero = Density(), NonzeroDensity()
         density.update({name: p.mask for name, p in params.items()})
         nonzero.update({name: p.weight for name, p in params.items()})
-        sparse, dense = self._forward(params)
         values = {"density": float(density.compute()), "nonzero_density": float(nonzero.compute())}
-        return values | ({"flops_share": sparse / dense} if dense else {})
+        return values | self.flops_share({name: p.live / p.size for name, p in params.items()})
+
+    def flops_share(self, densities: Mapping[str, float]) -> dict[str, float]:
+        """Share of the dense model's forward FLOPs at these densities; empty where they were not counted."""
+        sparse, dense = self._forward(densities)
+        return {"flops_share": sparse / dense} if dense else {}
 
     def per_layer(self, params: Params) -> dict[str, float]:
         """Density and non-zero share of each layer."""
@@ -67,8 +72,8 @@ class SparsityWatch:
 
     def health(self) -> dict[str, float]:
         """How masks move, and the share of a dense run's FLOPs spent so far (1 until some are counted)."""
-        spent = float(self.training_flops.compute()) if self.training_flops.dense > 0 else 1.0
-        values = self.history.summary() | {"training_flops_share": spent}
+        share = self.spent[0] / self.spent[1] if self.spent[1] else 1.0
+        values = self.history.summary() | {"training_flops_share": share}
         return {f"masks/{key}": value for key, value in values.items()}
 
     def report(self, params: Params) -> str:
@@ -87,18 +92,16 @@ class SparsityWatch:
         """Tensors and plain containers, for a checkpoint; empty before there were masks."""
         if not self.history.now:
             return {}
-        flops = [float(self.training_flops.flops), float(self.training_flops.dense)]
-        return {"history": self.history.state_dict(), "densities": self.densities, "training_flops": flops}
+        densities = [list(row) for row in self.densities]
+        return {"history": self.history.state_dict(), "densities": densities, "training_flops": list(self.spent)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a checkpoint."""
         self.history.load_state_dict(state["history"])
         self.densities = [list(row) for row in state["densities"]]
-        spent, dense = state["training_flops"]
-        self.training_flops.flops = torch.tensor(spent, dtype=torch.float64)
-        self.training_flops.dense = torch.tensor(dense, dtype=torch.float64)
+        self.spent = list(state["training_flops"])
 
-    def _forward(self, params: Params) -> tuple[float, float]:
+    def _forward(self, densities: Mapping[str, float]) -> tuple[float, float]:
         """Forward FLOPs of a batch: sparse and dense."""
         dense = sum(self.flops.values())
-        return dense - sum(self.flops.get(name, 0.0) * (1 - p.live / p.size) for name, p in params.items()), dense
+        return dense - sum(self.flops.get(name, 0.0) * (1 - d) for name, d in densities.items()), dense

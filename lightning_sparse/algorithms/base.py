@@ -24,6 +24,11 @@ class Periodic(Algorithm):
     Args:
         every: optimizer steps between updates, or "epoch".
         stop: the last step at which masks may move: optimizer steps (int), or a share of the run in (0, 1] (float).
+
+    Example:
+        >>> plan = Periodic(every="epoch", stop=0.5).planned(total_steps=100, epoch_steps=20)
+        >>> [step for step in range(1, 101) if plan.due(step)]
+        [20, 40]
     """
 
     every: int | Literal["epoch"] = 100
@@ -36,7 +41,7 @@ class Periodic(Algorithm):
     def problems(self) -> list[str]:
         """What is wrong with the hyper-parameters, a sentence each."""
         found = []
-        if self.every != "epoch" and (not isinstance(self.every, int) or self.every < 1):
+        if self.every != "epoch" and (type(self.every) is not int or self.every < 1):
             found.append(f"every must be a positive number of optimizer steps or 'epoch', got {self.every!r}")
         return found + _wrong_moment("stop", self.stop)
 
@@ -86,7 +91,7 @@ class DropGrow(Periodic):
         regrow_dropped: whether a weight just dropped may be grown at once; it then keeps its value, as in the RigL
             authors' code. Default False: only weights that were dead before.
         replace_step: whether an update takes the place of the optimizer step, as in the RigL authors' code, instead
-            of following it. Not for LBFGS, nor for a fused optimizer under a gradient scaler.
+            of following it. Not for LBFGS, whose step takes many gradients.
     """
 
     fraction: Schedule = CosineSchedule(0.3)
@@ -106,9 +111,11 @@ class DropGrow(Periodic):
         return found
 
     def planned(self, total_steps: int | None, epoch_steps: int | None) -> "Self":
-        """As :meth:`Periodic.planned`; nothing moves after the last step, where grown weights could not learn."""
+        """As :meth:`Periodic.planned`; a share ends before the last step, after which grown weights could not learn."""
         plan = super().planned(total_steps, epoch_steps)
-        return plan if total_steps is None else replace(plan, stop=min(plan.stop, max(1, total_steps - 1)))
+        if total_steps is None or isinstance(self.stop, int):
+            return plan
+        return replace(plan, stop=min(plan.stop, max(1, total_steps - 1)))
 
     def needs_gradient(self, step: int) -> bool:
         """Whether scores may read ``p.grad``: at updates."""
@@ -125,11 +132,12 @@ class DropGrow(Periodic):
     def update(self, params: Sequence[SparseParam], step: int) -> Masks:
         """Drop and grow in every layer."""
         share = self.fraction(step, int(self.stop))
-        return {p.name: self.rewire(p, floor(share * p.live + 1e-9)) for p in params}
+        return {p.name: self.rewire(p, share) for p in params}
 
-    def rewire(self, p: SparseParam, n: int) -> Tensor:
-        """The mask after ``n`` weights (or as many as can be grown) were exchanged."""
-        n = min(n, p.size - p.live)
+    def rewire(self, p: SparseParam, share: float) -> Tensor:
+        """The mask after a share of the live weights (or as many as can be grown) was exchanged."""
+        n = floor(share * p.live + 1e-9)
+        n = n if self.regrow_dropped else min(n, p.size - p.live)
         if n == 0:
             return p.mask
         kept = p.keep(self.drop_score(p), p.live - n, p.mask)

@@ -43,7 +43,7 @@ class GMP(Periodic):
     def problems(self) -> list[str]:
         """What is wrong with the hyper-parameters, a sentence each."""
         found = super().problems()
-        if isinstance(self.begin, bool) or self.begin < 0 or (isinstance(self.begin, float) and self.begin > 1):
+        if type(self.begin) not in (int, float) or self.begin < 0 or (isinstance(self.begin, float) and self.begin > 1):
             found.append(f"begin must be optimizer steps or a share of the run in [0, 1], got {self.begin!r}")
         elif type(self.begin) is type(self.stop) and self.begin >= self.stop:
             found.append(f"begin must come before stop, got begin={self.begin}, stop={self.stop}")

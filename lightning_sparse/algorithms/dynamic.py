@@ -75,17 +75,16 @@ class SET(DropGrow):
         """Chance, the same on every rank."""
         return p.uniform("grow")
 
-    def rewire(self, p: SparseParam, n: int) -> Tensor:
-        """Exchange ``n`` weights; the original variant counts each sign by itself."""
+    def rewire(self, p: SparseParam, share: float) -> Tensor:
+        """Exchange a share of the weights; the original variant counts each sign by itself."""
         if self.variant == "magnitude":
-            return super().rewire(p, n)
-        share = n / p.live if p.live else 0.0
+            return super().rewire(p, share)
         kept = torch.zeros_like(p.mask)
         for side in (p.mask & (p.weight > 0), p.mask & (p.weight < 0)):
             count = int(side.count_nonzero())
             kept |= p.keep(p.weight.abs(), count - floor(share * count + 1e-9), side)
-        room = p.size - int(kept.count_nonzero()) if self.regrow_dropped else p.size - p.live
         n = p.live - int(kept.count_nonzero())
+        room = n if self.regrow_dropped else p.size - p.live
         if n > room:  # a layer that is almost full: keep the best of what would have gone
             kept |= p.keep(p.weight.abs(), n - room, p.mask & ~kept)
         return self.regrow(p, kept, min(n, room))
@@ -186,12 +185,15 @@ class SparseMomentum(DropGrow):
         """Drop in every layer, deal the total to the layers by mean momentum, grow."""
         params = [p for p in params if "momentum" in p.state]  # a layer that never had a gradient stays as it is
         share = self.fraction(step, int(self.stop))
-        kept = {p.name: p.keep(self.drop_score(p), p.live - floor(share * p.live + 1e-9), p.mask) for p in params}
+        # one stays in every layer, which might be dealt nothing
+        kept = {
+            p.name: p.keep(self.drop_score(p), max(1, p.live - floor(share * p.live + 1e-9)), p.mask) for p in params
+        }
         count = {name: int(mask.count_nonzero()) for name, mask in kept.items()}
         room = [p.size - (count[p.name] if self.regrow_dropped else p.live) for p in params]
         dropped = sum(p.live - count[p.name] for p in params)
         if dropped > sum(room):  # almost dense: there is no room to move everything
-            return {p.name: self.rewire(p, floor(share * p.live + 1e-9)) for p in params}
+            return {p.name: self.rewire(p, share) for p in params}
         means = [float(self.grow_score(p)[p.mask].mean()) for p in params]
         grown = apportion(means, dropped, room)
         return {p.name: self.regrow(p, kept[p.name], n) for p, n in zip(params, grown, strict=True)}

@@ -48,4 +48,10 @@ __all__ = [
     "rank_zero_info",
     "rank_zero_only",
     "rank_zero_warn",
+    "without_model",
 ]
+
+
+def without_model(callback: Any) -> dict[str, Any]:
+    """A callback's attributes without the methods of the model that Lightning hangs on it."""
+    return {key: value for key, value in callback.__dict__.items() if key not in ("log", "log_dict")}

@@ -2,7 +2,13 @@
 
 from typing import Any
 
-from lightning_sparse.callbacks.base import Callback, MisconfigurationException, rank_zero_info, rank_zero_only
+from lightning_sparse.callbacks.base import (
+    Callback,
+    MisconfigurationException,
+    rank_zero_info,
+    rank_zero_only,
+    without_model,
+)
 from lightning_sparse.callbacks.mask_updater import MaskUpdater
 from lightning_sparse.core.flops import FlopCounter, batch_size
 from lightning_sparse.core.param import SparseParam
@@ -62,7 +68,8 @@ class DensityLogger(Callback):
         self.images, self.histograms, self.layout = images, histograms, layout
         self.watch = SparsityWatch()
         self._counter: FlopCounter | None = None
-        self._started, self._shown, self._updates, self._steps = False, False, 0, 0
+        self._first: tuple[int, dict[str, float], dict[str, float]] | None = None
+        self._started, self._updates, self._steps = False, 0, 0
 
     @property
     def state_key(self) -> str:
@@ -84,27 +91,30 @@ class DensityLogger(Callback):
         """The first entry: every key is there from step 0 on, and masks are made by now."""
         if not self._started:
             params = _params(trainer)
-            self._started, self._shown, self._steps = True, False, _steps(trainer)
+            self._started, self._steps = True, _steps(trainer)
             self._note(trainer, params)
-            self._write(trainer, self.watch.scalars(params) | self._details(params))
+            values = self.watch.scalars(params) | self._details(params)
+            self._first = (_log_step(trainer), values, {name: p.live / p.size for name, p in params.items()})
             if self.layout:
                 _add_layout(trainer)
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Count, and log where it is time to."""
-        if not self._shown:
-            self._show_plan(trainer, batch)
+        if self._first:
+            self._begin(trainer, batch)
         if self._steps == (steps := _steps(trainer)):
             return  # inside a window of accumulated batches, or the step was skipped
         self._steps, params = steps, _params(trainer)
         self.watch.count(params, any(e.algorithm.needs_gradient(e.steps) for e in _engines(trainer)))
         if self._updates != sum(e.updates for e in _engines(trainer)):
             self._note(trainer, params)
-        if (_log_step(trainer) + 1) % (self.every or trainer.log_every_n_steps) == 0:
+        every = self.every or trainer.log_every_n_steps  # 0 in a bare trainer
+        if every and (_log_step(trainer) + 1) % every == 0:
             self._log(trainer, pl_module, params)
 
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
-        """Histograms of the live weights, where the logger has them."""
+        """What can be monitored is there at the end of every epoch; histograms, where the logger has them."""
+        self._monitor(trainer, pl_module, self.watch.scalars(_params(trainer)))
         for name, p in _params(trainer).items() if self.histograms else ():
             for experiment in _experiments(trainer, "add_histogram"):
                 experiment.add_histogram(f"weights/{name}", p.weight[p.mask], _log_step(trainer))
@@ -132,18 +142,21 @@ class DensityLogger(Callback):
 
     def __getstate__(self) -> dict[str, Any]:
         """Without hooks."""
-        return {**self.__dict__, "_counter": None}
+        return {**without_model(self), "_counter": None}
 
-    def _show_plan(self, trainer: Any, batch: Any) -> None:
-        """The table of the start, with the FLOPs of the first batch."""
+    def _begin(self, trainer: Any, batch: Any) -> None:
+        """The entry and the table of the start, now that the FLOPs of a batch are known."""
         if self._counter:
             self.watch.flops = dict(self._counter.flops)
             self._close()
+        if self._first:
+            step, values, densities = self._first
+            self._write(trainer, values | self.watch.flops_share(densities), step)
+            self._first = None
         plans, samples = [updater.plan for updater in _updaters(trainer)], batch_size(batch)
         if self.watch.flops and samples:
             plans = [plan.counted({name: f / samples for name, f in self.watch.flops.items()}) for plan in plans]
         rank_zero_info("\n".join(map(str, plans)))
-        self._shown = True
 
     def _close(self) -> None:
         if self._counter:
@@ -160,14 +173,17 @@ class DensityLogger(Callback):
         return self.watch.health() | (self.watch.per_layer(params) if self.per_layer else {})
 
     def _log(self, trainer: Any, pl_module: Any, params: dict[str, SparseParam]) -> None:
-        if not trainer.barebones:
-            for key, value in self.watch.scalars(params).items():
-                pl_module.log(key, value, on_step=True, on_epoch=False, batch_size=1)
-        self._write(trainer, self._details(params))
+        scalars = self.watch.scalars(params)
+        self._monitor(trainer, pl_module, scalars)
+        self._write(trainer, scalars | self._details(params), _log_step(trainer))
 
-    def _write(self, trainer: Any, values: dict[str, float]) -> None:
+    def _monitor(self, trainer: Any, pl_module: Any, scalars: dict[str, float]) -> None:
+        for key, value in scalars.items() if not trainer.barebones else ():
+            pl_module.log(key, value, logger=False, batch_size=1)
+
+    def _write(self, trainer: Any, values: dict[str, float], step: int) -> None:
         for logger in trainer.loggers:
-            logger.log_metrics(values, step=_log_step(trainer))
+            logger.log_metrics(values, step=step)
 
     def _show(self, trainer: Any, params: dict[str, SparseParam]) -> None:
         pictures = {f"masks/{name}": mask_picture(p.mask) for name, p in list(params.items())[:_PICTURES]}

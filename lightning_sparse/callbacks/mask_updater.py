@@ -12,6 +12,7 @@ from lightning_sparse.callbacks.base import (
     MisconfigurationException,
     rank_zero_info,
     rank_zero_warn,
+    without_model,
 )
 from lightning_sparse.callbacks.run import gather_random_states, horizon, refuse_strategy, restore_random_states
 from lightning_sparse.core.algorithm import Algorithm, Masks
@@ -189,7 +190,7 @@ class MaskUpdater(Callback):
     def __getstate__(self) -> dict[str, Any]:
         """Pickle and deepcopy without the model: masks travel as saved state."""
         pending = self._pending or (self.sparsifier.state_dict() if self.sparsifier else {})
-        return {**self.__dict__, "sparsifier": None, "_model": None, "_pending": pending}
+        return {**without_model(self), "sparsifier": None, "_model": None, "_pending": pending}
 
     # How -----------------------------------------------------------------------------------------------------------
 
@@ -231,14 +232,14 @@ class MaskUpdater(Callback):
     def _build(self, trainer: Any, pl_module: Any) -> Sparsifier:
         total, epoch = horizon(trainer)
         init = self.init
-        if not self._pending and trainer.global_step > 0 and init == "random":
+        if not self._pending and trainer.ckpt_path is not None and init == "random":
             rank_zero_info(f"{self.name}: the checkpoint was trained dense; the largest of its weights stay live.")
             init = "magnitude"
         self._check_others(trainer, pl_module)
         sparsifier = Sparsifier(
             pl_module,
             self._algorithm(),
-            0.1 if self.density_wanted is None else self.density_wanted,
+            self._density(),
             optimizers=trainer.optimizers,
             allocation=self.allocation,
             pattern=self.pattern,
@@ -259,12 +260,17 @@ class MaskUpdater(Callback):
         )
         return sparsifier
 
+    def _density(self) -> float | dict[str, float]:
+        own = self.pattern.fixed_density() if self.pattern else None
+        return self.density_wanted or own or 0.1
+
     def _check_others(self, trainer: Any, pl_module: Any) -> None:
-        mine = {id(target.weight) for target in select(pl_module, self.include, self.exclude)}
+        """Before any of them has touched a weight."""
+        mine = {target.name for target in select(pl_module, self.include, self.exclude)}
         for other in trainer.callbacks:
-            if isinstance(other, MaskUpdater) and other is not self and other.sparsifier:
-                both = [name for name, p in other.sparsifier.params.items() if id(p.place.weight) in mine]
-                if both and other._model is not None and other._model() is pl_module:
+            if isinstance(other, MaskUpdater) and other is not self:
+                both = [t.name for t in select(pl_module, other.include, other.exclude) if t.name in mine]
+                if both:
                     raise MisconfigurationException(
                         f"{self.name} and {other.name} both want {', '.join(both)}; give each its own include= globs"
                     )

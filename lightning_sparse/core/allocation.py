@@ -1,7 +1,7 @@
 """How a total density is shared out over layers, in exact integers."""
 
 from collections.abc import Callable, Mapping, Sequence
-from math import floor, inf, prod
+from math import ceil, floor, log10, prod
 from typing import Literal
 
 from torch import Size
@@ -131,10 +131,12 @@ def _fill(shares: Sequence[float], total: int, lower: Sequence[int], upper: Sequ
 
 
 def least_density(sizes: Sequence[int]) -> float:
-    """The smallest density that leaves every layer one live weight.
+    """The smallest density that leaves every layer one live weight, rounded up to four digits.
 
     Example:
-        >>> least_density([75, 25])
-        0.02
+        >>> least_density([75, 25]), least_density([700, 23])
+        (0.02, 0.002767)
     """
-    return len(sizes) / sum(sizes) if sizes else inf
+    exact = len(sizes) / sum(sizes)
+    unit = 10 ** (floor(log10(exact)) - 3)
+    return float(f"{ceil(exact / unit - 1e-9) * unit:.12g}")

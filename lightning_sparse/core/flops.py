@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_sparse.core.select import clean
+from lightning_sparse.core.select import targets
 
 Costs = dict[str, float]
 _CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -52,17 +52,20 @@ class FlopCounter:
 
     def __init__(self, model: nn.Module) -> None:
         self.flops: Costs = {}
+        self._names = {id(target.weight): target.name for target, _ in targets(model)}  # tied weights have one name
         self._handles = []
-        for name, module in model.named_modules():
+        for module in model.modules():
             if (rule := _rule(module)) is not None:
-                hook = self._hook(clean(name), rule)
-                self._handles.append(module.register_forward_hook(hook, with_kwargs=True))
+                self._handles.append(module.register_forward_hook(self._hook(rule), with_kwargs=True))
 
-    def _hook(self, prefix: str, rule: "_Rule") -> Callable[[nn.Module, Any, Any, Any], None]:
+    def _hook(self, rule: "_Rule") -> Callable[[nn.Module, Any, Any, Any], None]:
         def count(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
             for attribute, flops in rule(module, args, kwargs, output).items():
-                name = f"{prefix}.{attribute}" if prefix else attribute
-                self.flops[name] = self.flops.get(name, 0.0) + flops
+                weight = module
+                for part in attribute.split("."):
+                    weight = getattr(weight, part)
+                if (name := self._names.get(id(weight))) is not None:  # a parametrized weight is no parameter
+                    self.flops[name] = self.flops.get(name, 0.0) + flops
 
         return count
 

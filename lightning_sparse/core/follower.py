@@ -9,8 +9,11 @@ from torch.optim import LBFGS, Optimizer
 
 from lightning_sparse.core.algorithm import Algorithm
 from lightning_sparse.core.hooks import StepHooks, loss_scale, skipped
-from lightning_sparse.core.optstate import ZeroGuard, mask_state
+from lightning_sparse.core.masks import clear
+from lightning_sparse.core.optstate import ZeroGuard, forget, mask_state, sweep
 from lightning_sparse.core.param import SparseParam
+
+Owned = Callable[[Optimizer], list[SparseParam]]
 
 
 class Follower:
@@ -18,33 +21,26 @@ class Follower:
 
     Args:
         optimizer: a torch optimizer.
-        params: the sparse parameters in its groups.
+        owned: finds the sparse parameters in its groups.
         algorithm: planned for the run.
         steps: optimizer steps taken so far.
         overdue: whether an update waits for a finite gradient.
         moved: called after masks moved.
-
-    Raises:
-        ValueError: if the algorithm replaces steps and the optimizer is LBFGS, which has no single step to replace.
     """
 
     def __init__(
         self,
         optimizer: Optimizer,
-        params: list[SparseParam],
+        owned: Owned,
         algorithm: Algorithm,
         *,
         steps: int,
         overdue: bool,
         moved: Callable[[], None],
     ) -> None:
-        if algorithm.replace_step and isinstance(optimizer, LBFGS):
-            raise ValueError("replace_step=True cannot work with LBFGS: its step takes many gradients; leave it False")
-        self._optimizer = weakref.ref(optimizer)
-        self.params, self.algorithm = params, algorithm
-        self.steps, self.overdue = steps, overdue
-        self.groups = size(optimizer)
-        self._moved = moved
+        self._optimizer, self._owned, self._moved = weakref.ref(optimizer), owned, moved
+        self.params, self._size = owned(optimizer), _size(optimizer)
+        self.algorithm, self.steps, self.overdue = algorithm, steps, overdue
         self._staged = self._replaced = False
         self._guard = ZeroGuard()
         self._hooks = StepHooks(optimizer, self._open, self._before, self.commit)
@@ -72,38 +68,37 @@ class Follower:
 
     def stage(self) -> None:
         """Gradients are final: keep what the algorithm needs of them, then mask them."""
+        if self._size != (size := _size(self.optimizer)):  # add_param_group: a layer was unfrozen
+            self.params, self._size = self._owned(self.optimizer), size
         step = self.steps + 1
-        if self.overdue or self.algorithm.needs_gradient(step):
+        if self._needs_gradient(step):
             self._keep_gradients()
         self._staged = True
-        if self.algorithm.replace_step and self._due(step) and self._update(step):
-            self._replaced = True
-            for group in self.optimizer.param_groups:
-                for weight in group["params"]:
-                    weight.grad = None  # the step that comes does nothing
-            return
-        pairs = [(p.place.weight.grad, p.gate) for p in self.params if p.place.weight.grad is not None]
-        if pairs:
-            torch._foreach_mul_([gradient for gradient, _ in pairs], [gate for _, gate in pairs])
+        if self.algorithm.replace_step and self._due(step):
+            self._replaced = self._update(step)
+        pairs = [(p.place.weight.grad, p.bits) for p in self.params if p.place.weight.grad is not None]
+        clear([gradient for gradient, _ in pairs], [bits for _, bits in pairs])
 
     def commit(self) -> None:
         """The step has happened: count it, move masks if that is due, zero what is dead."""
         with torch.no_grad():
             self._guard.lower()
-            if not skipped(self.optimizer):
+            if self._staged and not skipped(self.optimizer):
                 self.steps += 1
                 self._unscale()
-                self._observe()
+                self._observe(self.steps)
                 if not self._replaced and self._due(self.steps):
                     self._update(self.steps)
-                zero(self.params)
+            # else a step within a step: an optimizer that calls its parent's, whose hooks have done the rest
+            zero(self.params)
+            sweep(self.optimizer, self.params)
             self.discard()
 
     def discard(self) -> None:
         """Forget what was staged."""
         self._guard.lower()
         self._staged = self._replaced = False
-        if not self.algorithm.needs_gradient(self.steps + 1):
+        if not self._needs_gradient(self.steps + 1):
             for p in self.params:
                 p.dense_grad = None  # else the buffer is used again
 
@@ -114,10 +109,17 @@ class Follower:
         with torch.no_grad():
             if not self._staged:
                 self.stage()
+            if self._replaced:
+                for group in self.optimizer.param_groups:
+                    for weight in group["params"]:
+                        weight.grad = None  # the step that comes does nothing
             self._guard.lift(self.optimizer, self.params)
 
     def _due(self, step: int) -> bool:
         return self.overdue or self.algorithm.due(step)
+
+    def _needs_gradient(self, step: int) -> bool:
+        return self.overdue or self.algorithm.needs_gradient(step)
 
     def _keep_gradients(self) -> None:
         for p in self.params:
@@ -134,29 +136,33 @@ class Follower:
                 if p.dense_grad is not None:
                     p.dense_grad.div_(scale)
 
-    def _observe(self) -> None:
-        seen = [p for p in self.params if p.dense_grad is not None] if self._staged else []
-        if seen and not self._replaced:
-            self._tell(seen, self.steps)
-            self.algorithm.observe(seen, self.steps)
-
-    def _tell(self, params: Sequence[SparseParam], step: int) -> None:
-        for p in params:
+    def _shown(self, step: int) -> list[SparseParam]:
+        """Parameters with a gradient, if all of these are finite; told what step it is."""
+        shown = [p for p in self.params if p.dense_grad is not None]
+        for p in shown:
             p.step = step
+        return shown if all(_finite(p.dense_grad) for p in shown) else []
+
+    def _observe(self, step: int) -> None:
+        if (
+            type(self.algorithm).observe is not Algorithm.observe
+            and not self._replaced
+            and (shown := self._shown(step))
+        ):
+            self.algorithm.observe(shown, step)
 
     def _update(self, step: int) -> bool:
         """Move masks, if what the algorithm needs is there and finite; else the update stays overdue."""
         params = self.params
-        if self.algorithm.needs_gradient(step):
-            params = [p for p in params if p.dense_grad is not None]
-            finite = all(bool(torch.isfinite(p.dense_grad).all()) for p in params if p.dense_grad is not None)
-            if not params or not self._staged or not finite:
-                self.overdue = True
+        if self._needs_gradient(step):
+            params = self._shown(step)
+            self.overdue = not params
+            if self.overdue:
                 return False
-        self.overdue = False
-        self._tell(params, step)
-        if self.algorithm.replace_step:
-            self.algorithm.observe([p for p in params if p.dense_grad is not None], step)
+            if self.algorithm.replace_step:
+                self.algorithm.observe(params, step)
+        for p in params:
+            p.step = step
         masks = self.algorithm.update(params, step)
         for p in params:
             if p.name in masks:
@@ -171,17 +177,28 @@ class Follower:
         survivors = p.mask & mask
         p.place.weight.mul_(survivors)
         mask_state(self.optimizer, p.place.weight, survivors)
-        if isinstance(self.optimizer, LBFGS):
-            self.optimizer.state.clear()  # its history mixes all entries
+        forget(self.optimizer)
         p.set_mask(mask)
 
 
 def zero(params: Sequence[SparseParam]) -> None:
     """Zero the dead weights."""
-    if params:
-        torch._foreach_mul_([p.place.weight for p in params], [p.gate for p in params])
+    clear([p.place.weight for p in params], [p.bits for p in params])
 
 
-def size(optimizer: Optimizer) -> int:
-    """Number of parameters in the optimizer's groups."""
+def replaceable(algorithm: Algorithm, optimizer: Optimizer) -> None:
+    """Refuse what cannot be.
+
+    Raises:
+        ValueError: if the algorithm replaces steps and the optimizer is LBFGS, which has no single step to replace.
+    """
+    if algorithm.replace_step and isinstance(optimizer, LBFGS):
+        raise ValueError("replace_step=True cannot work with LBFGS: its step takes many gradients; leave it False")
+
+
+def _finite(gradient: Tensor | None) -> bool:
+    return gradient is not None and bool(torch.isfinite(gradient.sum()))  # one pass; ten times faster than every entry
+
+
+def _size(optimizer: Optimizer) -> int:
     return sum(len(group["params"]) for group in optimizer.param_groups)

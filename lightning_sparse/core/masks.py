@@ -1,6 +1,7 @@
 """Which entries of a tensor live: exact top-k, patterns, and masks as packed bits."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -13,7 +14,7 @@ _SMALL = 1 << 17  # below this a plain selection is as fast as the bracket
 def keep_top(scores: Tensor, k: int, among: Tensor) -> Tensor:
     """Mask of exactly the ``k`` largest ``scores`` among the allowed entries.
 
-    Ties go to the lower index, so every rank and every run chooses alike. NaN ranks below every number.
+    Ties go to the lower index, so every rank and every run chooses alike. NaN ranks as minus infinity.
 
     Args:
         scores: real, any shape.
@@ -38,7 +39,7 @@ def keep_top(scores: Tensor, k: int, among: Tensor) -> Tensor:
         return among.clone()
     if k == 0:
         return torch.zeros_like(among)
-    real = scores if scores.is_floating_point() else scores.float()
+    real = scores if scores.is_floating_point() else scores.double()
     ranked = torch.where(among, real, -torch.inf).nan_to_num_(nan=-torch.inf, posinf=torch.inf, neginf=-torch.inf)
     flat = ranked.flatten()
     threshold = _kth_largest(flat, k)
@@ -94,6 +95,35 @@ class Unstructured(Pattern):
     def keep(self, scores: Tensor, k: int, among: Tensor) -> Tensor:
         """See :func:`keep_top`."""
         return keep_top(scores, k, among)
+
+
+_INTS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+def all_bits(mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """The mask as integers as wide as ``dtype``: all bits set where it lives, none where it does not.
+
+    Example:
+        >>> all_bits(torch.tensor([True, False]), torch.float32).tolist()
+        [-1, 0]
+    """
+    return mask.to(_INTS[dtype.itemsize]).neg_()
+
+
+def clear(tensors: Sequence[Tensor], bits: Sequence[Tensor]) -> None:
+    """Set to exactly zero, in place, what the bits leave out, NaN and infinity too.
+
+    "And" on the bits of floats: as fast as a product with floats, ten times faster than one with bools, and unlike
+    both it clears what is not finite.
+
+    Example:
+        >>> x, mask = torch.tensor([1.5, float("nan")]), torch.tensor([True, False])
+        >>> clear([x], [all_bits(mask, x.dtype)])
+        >>> x.tolist()
+        [1.5, 0.0]
+    """
+    for tensor, keep in zip(tensors, bits, strict=True):
+        tensor.detach().view(keep.dtype).bitwise_and_(keep)
 
 
 def pack_bits(mask: Tensor) -> Tensor:

@@ -4,13 +4,15 @@ from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
-from torch.optim import Optimizer
+from torch.optim import LBFGS, SGD, Adam, AdamW, Optimizer, RMSprop
 
+from lightning_sparse.core.masks import all_bits, clear
 from lightning_sparse.core.param import SparseParam
 
-# Smallest float32 that stays a normal number through a hundred steps of decay; its root vanishes beside any eps.
+# Small, and still a normal float32 number after a hundred steps of decay; its root vanishes beside any eps.
 _TINY = 1e-36
 _SECOND_MOMENTS = ("exp_avg_sq", "max_exp_avg_sq")
+_STAYS_ZERO = (SGD, Adam, AdamW, RMSprop)  # zero state stays zero under a zero gradient
 
 
 def state_tensors(optimizer: Optimizer, weight: Tensor) -> Iterator[Tensor]:
@@ -24,7 +26,20 @@ def state_tensors(optimizer: Optimizer, weight: Tensor) -> Iterator[Tensor]:
 def mask_state(optimizer: Optimizer, weight: Tensor, keep: Tensor) -> None:
     """Zero the state where ``keep`` is False."""
     for value in state_tensors(optimizer, weight):
-        value.mul_(keep.to(value.dtype))
+        clear([value], [all_bits(keep, value.dtype)])
+
+
+def sweep(optimizer: Optimizer, params: Sequence[SparseParam]) -> None:
+    """Zero dead state after a step of an optimizer that may fill it whatever the gradient (eps, first step sizes)."""
+    if type(optimizer) not in _STAYS_ZERO:
+        for p in params:
+            mask_state(optimizer, p.place.weight, p.mask)
+
+
+def forget(optimizer: Optimizer) -> None:
+    """Drop LBFGS' history, which mixes all entries; nothing for others."""
+    if isinstance(optimizer, LBFGS):
+        optimizer.state.clear()
 
 
 class ZeroGuard:
@@ -48,12 +63,12 @@ class ZeroGuard:
                 continue
             state = optimizer.state.get(weight, {})
             moments = [state[name] for name in _SECOND_MOMENTS if isinstance(state.get(name), Tensor)]
-            self._lifted += [(v, p.gate) for v in moments if v.shape == weight.shape]
+            fitting = [v for v in moments if v.shape == weight.shape and v.dtype == weight.dtype]
+            self._lifted += [(v, p.bits) for v in fitting]
         if self._lifted:
             torch._foreach_add_([v for v, _ in self._lifted], _TINY)
 
     def lower(self) -> None:
         """After the step: zero again where dead."""
-        if self._lifted:
-            torch._foreach_mul_([v for v, _ in self._lifted], [gate for _, gate in self._lifted])
+        clear([v for v, _ in self._lifted], [bits for _, bits in self._lifted])
         self._lifted = []

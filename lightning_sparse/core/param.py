@@ -6,7 +6,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from lightning_sparse.core.masks import Pattern
+from lightning_sparse.core.masks import Pattern, all_bits
 from lightning_sparse.core.select import Target
 
 Init = Literal["random", "magnitude"]
@@ -49,7 +49,7 @@ class SparseParam:
         self.step = 0
         self.live = self.size
         self.mask = torch.ones_like(place.weight, dtype=torch.bool)
-        self.gate = torch.ones_like(place.weight)
+        self.bits = all_bits(self.mask, place.weight.dtype)
 
     @property
     def weight(self) -> Tensor:
@@ -86,4 +86,4 @@ class SparseParam:
         weight = self.place.weight
         self.mask = mask.to(weight.device)
         self.live = int(mask.count_nonzero())
-        self.gate = self.mask.to(weight.dtype)  # multiplying by the weight's own dtype is ten times faster than by bool
+        self.bits = all_bits(self.mask, weight.dtype)

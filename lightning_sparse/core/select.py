@@ -52,9 +52,11 @@ def targets(model: nn.Module) -> Iterator[tuple[Target, list[nn.Module]]]:
 
 
 def _may_be_sparse(target: Target, owners: Sequence[nn.Module]) -> bool:
+    if isinstance(owners[0], _NORMS) or target.attribute.startswith("bias"):  # attention's bias_k has three dimensions
+        return False
     if isinstance(target.weight, nn.parameter.UninitializedParameter):
-        return not isinstance(owners[0], _NORMS) and target.attribute != "bias"
-    return target.weight.ndim >= 2 and target.weight.is_floating_point() and not isinstance(owners[0], _NORMS)
+        return True
+    return target.weight.ndim >= 2 and target.weight.is_floating_point()
 
 
 def _is_default(target: Target, owners: Sequence[nn.Module]) -> bool:

@@ -11,10 +11,10 @@ from lightning_sparse.core.algorithm import Algorithm, Masks
 from lightning_sparse.core.allocation import AllocationName
 from lightning_sparse.core.checkpoint import pack, unpack
 from lightning_sparse.core.errors import collecting, raise_problems
-from lightning_sparse.core.follower import Follower, size, zero
+from lightning_sparse.core.follower import Follower, replaceable, zero
 from lightning_sparse.core.hooks import unwrap
 from lightning_sparse.core.masks import Pattern, Unstructured
-from lightning_sparse.core.optstate import mask_state
+from lightning_sparse.core.optstate import forget, mask_state
 from lightning_sparse.core.param import Init, SparseParam
 from lightning_sparse.core.plan import Density, make_plan
 from lightning_sparse.core.select import Target, clean, select
@@ -91,7 +91,9 @@ class Sparsifier:
             self.algorithm = algorithm.planned(total_steps, epoch_steps)
         for optimizer in optimizers:
             with collecting(problems):
-                unwrap(optimizer)
+                replaceable(algorithm, unwrap(optimizer))
+        if init not in ("random", "magnitude"):
+            problems.append(f"init must be 'random' or 'magnitude', got {init!r}")
         if shared == "global" and init == "random" and state is None and type(algorithm).init is Algorithm.init:
             problems.append("allocation='global' ranks weights over all layers: it needs init='magnitude'")
         if chosen:
@@ -114,6 +116,7 @@ class Sparsifier:
         self._followers: list[Follower] = []
         self._steps = dict.fromkeys(self.params, 0)
         self._overdue: frozenset[str] = frozenset()
+        self._restored = False  # then an optimizer's history is that of these masks
         self._check_shared(optimizers)
         if state is not None:
             self.load_state_dict(state)
@@ -149,6 +152,7 @@ class Sparsifier:
             TypeError: if it has no step hooks.
             ValueError: if it steps a weight that another attached optimizer steps too.
         """
+        replaceable(self.algorithm, unwrap(optimizer))
         self._check_shared([*(f.optimizer for f in self._followers if f.alive), optimizer])
         self._follower(unwrap(optimizer))
 
@@ -197,7 +201,7 @@ class Sparsifier:
         for name, weight in model.named_parameters():
             p = self.params.get(clean(name)) or self.params.get(clean(name).removeprefix("module."))
             if p is not None:
-                weight.mul_(p.gate.to(weight))
+                weight.masked_fill_(~p.mask.to(weight.device), 0.0)
 
     def finalize(self) -> None:
         """Training is over: zero what is dead once more and let go. The model is plain, with zeros in its weights."""
@@ -215,12 +219,16 @@ class Sparsifier:
             ValueError: if it belongs to another model or density, or is torn; nothing is changed then.
         """
         saved = unpack(state, self.params, self.algorithm)
+        followed = [follower.optimizer for follower in self._followers if follower.alive]
         self.detach()
+        self._restored = True
         self._steps, self._overdue, self.updates = saved.steps, saved.overdue, saved.updates
         for name, p in self.params.items():
             p.set_mask(saved.masks[name])
             p.state = {key: value.clone().to(p.mask.device) for key, value in saved.states[name].items()}
         self._zero()
+        for optimizer in followed:
+            self._follow(optimizer)
 
     @torch.no_grad()
     def _zero(self) -> None:
@@ -252,8 +260,6 @@ class Sparsifier:
     def _follower(self, optimizer: Optimizer) -> Follower:
         for follower in self._followers:
             if follower.follows(optimizer):
-                if follower.groups != size(optimizer):  # add_param_group: a layer was unfrozen
-                    follower.params, follower.groups = self._owned(optimizer), size(optimizer)
                 return follower
         return self._follow(optimizer)
 
@@ -268,9 +274,11 @@ class Sparsifier:
                 self._followers.remove(other)
         for p in owned:
             mask_state(optimizer, p.place.weight, p.mask)
+        if not self._restored:
+            forget(optimizer)
         follower = Follower(
             optimizer,
-            owned,
+            self._owned,
             self.algorithm,
             steps=max((self._steps[name] for name in names), default=0),
             overdue=bool(names & self._overdue),
