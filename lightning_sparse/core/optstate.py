@@ -36,8 +36,22 @@ def sweep(optimizer: Optimizer, params: Sequence[SparseParam]) -> None:
             mask_state(optimizer, p.place.weight, p.mask)
 
 
+def mask_history(optimizer: Optimizer, params: Sequence[SparseParam]) -> None:
+    """Zero what is dead in LBFGS' history of flat steps and gradients; nothing for others."""
+    if not isinstance(optimizer, LBFGS):
+        return
+    masks = {id(p.place.weight): p.mask.flatten() for p in params}
+    weights = [w for group in optimizer.param_groups for w in group["params"]]
+    flat = torch.cat([masks.get(id(w), torch.ones(w.numel(), dtype=torch.bool, device=w.device)) for w in weights])
+    for state in optimizer.state.values():
+        for value in state.values():
+            for part in value if isinstance(value, list) else [value]:
+                if isinstance(part, Tensor) and part.shape == flat.shape:
+                    clear([part], [all_bits(flat, part.dtype)])
+
+
 def forget(optimizer: Optimizer) -> None:
-    """Drop LBFGS' history, which mixes all entries; nothing for others."""
+    """Drop LBFGS' history, which is of other masks; nothing for others."""
     if isinstance(optimizer, LBFGS):
         optimizer.state.clear()
 

@@ -15,6 +15,12 @@ Init = Literal["random", "magnitude"]
 class SparseParam:
     """What an algorithm may look at, and the one place it may write: ``state``.
 
+    Example:
+        >>> from lightning_sparse import Sparsifier, Static
+        >>> p = Sparsifier(torch.nn.Linear(10, 10), Static(), 0.2).params["weight"]
+        >>> p.live, p.size, int(p.keep(p.weight.abs(), 5, p.mask).sum())
+        (20, 100, 5)
+
     Attributes:
         name: of the parameter in the model.
         mask: bool, True where the weight lives. Only the engine sets it.
@@ -80,6 +86,12 @@ class SparseParam:
         seed = int.from_bytes(hashlib.sha256(text).digest()[:8], "little", signed=True)
         generator = torch.Generator().manual_seed(seed)
         return torch.rand(self.mask.shape, generator=generator).to(self.mask.device)
+
+    def fit(self) -> None:
+        """Follow the weight to another device or dtype (the engine's business)."""
+        weight = self.place.weight
+        if weight.device != self.mask.device or weight.dtype.itemsize != self.bits.dtype.itemsize:
+            self.set_mask(self.mask)
 
     def set_mask(self, mask: Tensor) -> None:
         """Take a new mask (the engine's business)."""

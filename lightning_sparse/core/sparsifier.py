@@ -14,7 +14,7 @@ from lightning_sparse.core.errors import collecting, raise_problems
 from lightning_sparse.core.follower import Follower, replaceable, zero
 from lightning_sparse.core.hooks import unwrap
 from lightning_sparse.core.masks import Pattern, Unstructured
-from lightning_sparse.core.optstate import forget, mask_state
+from lightning_sparse.core.optstate import mask_history, mask_state
 from lightning_sparse.core.param import Init, SparseParam
 from lightning_sparse.core.plan import Density, make_plan
 from lightning_sparse.core.select import Target, clean, select
@@ -116,7 +116,6 @@ class Sparsifier:
         self._followers: list[Follower] = []
         self._steps = dict.fromkeys(self.params, 0)
         self._overdue: frozenset[str] = frozenset()
-        self._restored = False  # then an optimizer's history is that of these masks
         self._check_shared(optimizers)
         if state is not None:
             self.load_state_dict(state)
@@ -221,7 +220,6 @@ class Sparsifier:
         saved = unpack(state, self.params, self.algorithm)
         followed = [follower.optimizer for follower in self._followers if follower.alive]
         self.detach()
-        self._restored = True
         self._steps, self._overdue, self.updates = saved.steps, saved.overdue, saved.updates
         for name, p in self.params.items():
             p.set_mask(saved.masks[name])
@@ -274,8 +272,7 @@ class Sparsifier:
                 self._followers.remove(other)
         for p in owned:
             mask_state(optimizer, p.place.weight, p.mask)
-        if not self._restored:
-            forget(optimizer)
+        mask_history(optimizer, owned)
         follower = Follower(
             optimizer,
             self._owned,
