@@ -68,10 +68,14 @@ class Follower:
         self.discard()
         self._hooks.remove()
 
+    def refresh(self) -> None:
+        """Look for parameters that were added to the optimizer: a layer was unfrozen."""
+        if self._size != (size := _size(self.optimizer)):
+            self.params, self._size = self._owned(self.optimizer), size
+
     def stage(self) -> None:
         """Gradients are final: keep what the algorithm needs of them, then mask them."""
-        if self._size != (size := _size(self.optimizer)):  # add_param_group: a layer was unfrozen
-            self.params, self._size = self._owned(self.optimizer), size
+        self.refresh()
         for p in self.params:
             p.fit()
         step = self.steps + 1
@@ -80,11 +84,7 @@ class Follower:
         self._staged = True
         if self.algorithm.replace_step and self._due(step):
             self._replaced = self._update(step)
-        pairs = [(p.place.weight.grad, p.bits) for p in self.params if p.place.weight.grad is not None]
-        clear([gradient for gradient, _ in pairs], [bits for _, bits in pairs])
-        if self._needs_gradient(step):
-            gradients = {p.name: p.place.weight.grad for p in self.params}
-            self._masked = {name: (g, g._version) for name, g in gradients.items() if g is not None}
+        self._mask_gradients()
 
     def commit(self) -> None:
         """The step has happened: count it, move masks if that is due, zero what is dead."""
@@ -115,7 +115,9 @@ class Follower:
 
     def _before(self) -> None:
         with torch.no_grad():
-            if not self._staged:
+            if self._staged:
+                self._mask_gradients()  # a backward pass since then
+            else:
                 self.stage()
             if self._replaced:
                 for group in self.optimizer.param_groups:
@@ -129,12 +131,22 @@ class Follower:
     def _needs_gradient(self, step: int) -> bool:
         return self.overdue or self.algorithm.needs_gradient(step)
 
+    def _is_masked(self, p: SparseParam) -> bool:
+        """Whether this gradient was masked already, and nothing was added since."""
+        masked, version = self._masked.get(p.name, (None, 0))
+        return masked is not None and masked is p.place.weight.grad and masked._version == version
+
+    def _mask_gradients(self) -> None:
+        todo = [p for p in self.params if p.place.weight.grad is not None and not self._is_masked(p)]
+        gradients = [p.place.weight.grad for p in todo if p.place.weight.grad is not None]
+        clear(gradients, [p.bits for p in todo])
+        self._masked |= {p.name: (g, g._version) for p, g in zip(todo, gradients, strict=True)}
+
     def _keep_gradients(self) -> None:
         for p in self.params:
             gradient = p.place.weight.grad
-            masked, version = self._masked.get(p.name, (None, 0))
-            if gradient is not None and gradient is masked and gradient._version == version:
-                continue  # staged before, and nothing was added since: it is not dense any more
+            if self._is_masked(p):
+                continue  # staged before: it is not dense any more
             if gradient is None or p.dense_grad is None or p.dense_grad.dtype != gradient.dtype:
                 p.dense_grad = None if gradient is None else gradient.detach().clone()
             else:

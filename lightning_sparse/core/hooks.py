@@ -1,6 +1,5 @@
 """Around an optimizer step: one call when its gradients are final, one when it has really happened."""
 
-import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -33,41 +32,34 @@ def unwrap(optimizer: Any) -> Optimizer:
 
 
 class StepHooks:
-    """Two torch hooks on one optimizer; neither keeps the engine alive.
+    """Two torch hooks on one optimizer; while they are on it, it keeps the engine alive.
 
     A step without a closure has its gradients ready: ``before`` runs at once. With a closure they are made inside it,
     so the closure is wrapped: ``opened`` runs before it and ``before`` after it (LBFGS: around each of several).
 
     Args:
         optimizer: with torch's step hooks.
-        opened: bound method: new gradients are about to be made.
-        before: bound method: gradients are final, the step comes next.
-        after: bound method: the step has happened.
+        opened: new gradients are about to be made.
+        before: gradients are final, the step comes next.
+        after: the step has happened.
     """
 
     def __init__(self, optimizer: Optimizer, opened: Call, before: Call, after: Call) -> None:
-        weak = [weakref.WeakMethod(call) for call in (opened, before, after)]
-
-        def run(moment: int) -> None:
-            if (call := weak[moment]()) is not None:
-                call()
-
         def pre(stepping: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             closure = args[1] if len(args) > 1 else kwargs.get("closure")
             if closure is None:
-                run(1)
-                return None
+                return before()
 
             def closed() -> Any:
-                run(0)
+                opened()
                 loss = closure()
-                run(1)
+                before()
                 return loss
 
             return ((args[0], closed, *args[2:]), kwargs) if len(args) > 1 else (args, {**kwargs, "closure": closed})
 
         def post(stepping: Optimizer, args: Any, kwargs: Any) -> None:
-            run(2)
+            after()
 
         self._handles = [optimizer.register_step_pre_hook(pre), optimizer.register_step_post_hook(post)]
 

@@ -58,7 +58,7 @@ def _kth_largest(flat: Tensor, k: int) -> Tensor:
     """
     size = flat.numel()
     if flat.is_cuda or size < _SMALL:
-        return torch.topk(flat, k).values[-1] if k * 8 < size else flat.kthvalue(size - k + 1).values
+        return _select(flat, k)
     sample = flat[:: max(1, size // _SAMPLE)].sort(descending=True).values
     rank = k / size * sample.numel()
     margin = 4 * rank**0.5 + 8  # four standard deviations of a sampled rank
@@ -67,8 +67,16 @@ def _kth_largest(flat: Tensor, k: int) -> Tensor:
     above = int((flat > high).count_nonzero()) if rank > margin else 0
     band = flat[flat >= low] if rank <= margin else flat[(flat >= low) & (flat <= high)]
     if above < k <= above + band.numel():
-        return band.kthvalue(band.numel() - (k - above) + 1).values
-    return flat.kthvalue(size - k + 1).values
+        return _select(band, k - above)
+    return _select(flat, k)
+
+
+def _select(flat: Tensor, k: int) -> Tensor:
+    """The same by torch's selection from the nearer end (``kthvalue`` takes quadratic time on sorted scores)."""
+    below = flat.numel() - k + 1
+    if k <= below:
+        return torch.topk(flat, k, sorted=False).values.min()
+    return torch.topk(flat, below, largest=False, sorted=False).values.max()
 
 
 class Pattern(ABC):
@@ -152,5 +160,5 @@ def unpack_bits(bits: Tensor, shape: torch.Size | list[int]) -> Tensor:
     size = torch.Size(shape).numel()
     if bits.numel() != -(-size // 8):
         raise ValueError(f"a mask of shape {list(shape)} needs {-(-size // 8)} bytes, got {bits.numel()}")
-    spread = (bits.view(-1, 1) >> torch.arange(8, dtype=torch.uint8)) & 1
+    spread = (bits.cpu().view(-1, 1) >> torch.arange(8, dtype=torch.uint8)) & 1
     return spread.flatten()[:size].bool().view(torch.Size(shape))

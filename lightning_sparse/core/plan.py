@@ -226,6 +226,8 @@ def _problems(chosen: Sequence[Target], density: Density, allocation: str, patte
     if fixed is not None and any(value != fixed for value in values):
         problems.append(f"{pattern} has density {fixed}, got {density}; leave density out, or take another pattern")
     names = [t.name for t in chosen]
+    if not chosen:
+        return problems  # why there is nothing to plan for is said elsewhere
     if isinstance(density, Mapping):
         lost = [glob for glob in density if not any(matches(name, [glob]) for name in names)]
         bare = [name for name in names if not matches(name, list(density))]

@@ -101,13 +101,14 @@ def select(model: nn.Module, include: Sequence[str] | None = None, exclude: Sequ
         ['0.weight']
     """
     possible = [(t, owners) for t, owners in targets(model) if _may_be_sparse(t, owners)]
-    problems = _not_ready([t for t, _ in possible])
+    problems = []
     names = [t.name for t, _ in possible]
     for kind, globs in (("include", include or ()), ("exclude", exclude)):
         if lost := [g for g in globs if not any(matches(n, [g]) for n in names)]:
             problems.append(f"{kind}={lost} matches no weight; candidates: {', '.join(names) or 'none'}")
-    chosen = [t for t, owners in possible if (matches(t.name, include) if include else _is_default(t, owners))]
-    chosen = [t for t in chosen if not matches(t.name, exclude)]
+    wanted = [t for t, owners in possible if (_is_default(t, owners) if include is None else matches(t.name, include))]
+    chosen = [t for t in wanted if not matches(t.name, exclude)]
+    problems += _not_ready(chosen)
     if not chosen and not problems:
         problems.append(f"nothing to make sparse; name weights with include=[...]; candidates: {names or 'none'}")
     if chosen and not problems and not (trained := [t for t in chosen if t.weight.requires_grad]):

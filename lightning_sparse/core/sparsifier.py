@@ -96,9 +96,8 @@ class Sparsifier:
             problems.append(f"init must be 'random' or 'magnitude', got {init!r}")
         if shared == "global" and init == "random" and state is None and type(algorithm).init is Algorithm.init:
             problems.append("allocation='global' ranks weights over all layers: it needs init='magnitude'")
-        if chosen:
-            with collecting(problems):
-                self.plan = make_plan(chosen, density, shared, pattern=pattern, algorithm=algorithm)
+        with collecting(problems):
+            self.plan = make_plan(chosen, density, shared, pattern=pattern, algorithm=algorithm)
         raise_problems(problems, type(self).__name__)
         self.params = {
             place.name: SparseParam(
@@ -258,6 +257,7 @@ class Sparsifier:
     def _follower(self, optimizer: Optimizer) -> Follower:
         for follower in self._followers:
             if follower.follows(optimizer):
+                follower.refresh()
                 return follower
         return self._follow(optimizer)
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_sparse import GMP, SET, RigL, Sparsifier, SparseMomentum
+from lightning_sparse import GMP, SET, RigL, SparseMomentum, Sparsifier
 
 pytestmark = [
     pytest.mark.gpu,
@@ -145,5 +145,6 @@ def test_overhead_is_printed(capsys):
             times.append(time.perf_counter() - start)
         seconds[name] = median(times[5:])
     with capsys.disabled():
-        print(f"\n{torch.cuda.get_device_name()}: sparse step / dense step = {seconds['sparse'] / seconds['dense']:.3f}")
+        ratio = seconds["sparse"] / seconds["dense"]
+        print(f"\n{torch.cuda.get_device_name()}: sparse step / dense step = {ratio:.3f}")
     assert seconds["sparse"] > 0
