@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from datetime import date
 from pathlib import Path
 from statistics import median, quantiles
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -130,6 +131,26 @@ def summary(arm: Arm, dense: Arm) -> dict[str, float]:
     return row
 
 
+def table(result: dict[str, Any]) -> str:
+    """What was measured, in Markdown."""
+    lines = [
+        "| model | arm | step, ms | ratio to dense | quartiles | update, ms | update, in dense steps |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name, rows in result["models"].items():
+        for arm, row in rows.items():
+            cells = [
+                name,
+                arm,
+                f"{row['step_ms']:.0f}",
+                f"{row['ratio']:.3f}",
+                f"{row['low']:.3f} to {row['high']:.3f}",
+            ]
+            cells += [f"{row['update_ms']:.0f}", f"{row['update_steps']:.2f}"] if "update_ms" in row else ["", ""]
+            lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
 def main() -> None:
     """Measure, print, store."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -141,13 +162,15 @@ def main() -> None:
     machine = (
         f"{platform.processor() or platform.machine()}, {torch.__config__.parallel_info().splitlines()[-1].strip()}"
     )
-    result = {"torch": torch.__version__, "machine": machine, "date": date.today().isoformat(), "models": {}}
+    result: dict[str, Any] = {
+        "torch": torch.__version__,
+        "machine": machine,
+        "date": date.today().isoformat(),
+        "models": {},
+    }
     for name in args.models:
-        result["models"][name] = rows = measure(name, args.rounds)
-        print(f"\n{name}: step ms, ratio to dense (quartiles), update ms, update in dense steps")
-        for arm, row in rows.items():
-            text = f"{arm:16}{row['step_ms']:8.1f}{row['ratio']:8.3f} ({row['low']:.3f}-{row['high']:.3f})"
-            print(text + (f"{row['update_ms']:8.1f}{row['update_steps']:8.2f}" if "update_ms" in row else ""))
+        result["models"][name] = measure(name, args.rounds)
+    print(table(result))
     if not args.dry:
         RESULTS.write_text(json.dumps(result, indent=1) + "\n")
 

@@ -1,9 +1,13 @@
 """One thread, one seed, before every test."""
 
+import sys
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
+
+sys.path.insert(0, str(Path(__file__).parent))  # `from helpers import ...`
 
 torch.set_num_threads(1)
 
