@@ -1,12 +1,12 @@
 """Sparse training as one callback."""
 
 import weakref
-from collections.abc import Mapping
 from typing import Any, Literal
 
 import torch
 
 from lightning_sparse.algorithms import ALGORITHMS
+from lightning_sparse.callbacks.arguments import problems
 from lightning_sparse.callbacks.base import (
     Callback,
     MisconfigurationException,
@@ -16,7 +16,7 @@ from lightning_sparse.callbacks.base import (
 )
 from lightning_sparse.callbacks.run import gather_random_states, horizon, refuse_strategy, restore_random_states
 from lightning_sparse.core.algorithm import Algorithm, Masks
-from lightning_sparse.core.allocation import ALLOCATIONS, AllocationName
+from lightning_sparse.core.allocation import AllocationName
 from lightning_sparse.core.checkpoint import saved_masks
 from lightning_sparse.core.errors import raise_problems
 from lightning_sparse.core.masks import Pattern
@@ -81,7 +81,7 @@ class MaskUpdater(Callback):
         self.pattern, self.init, self.compute = pattern, init, compute
         self.include, self.exclude = include, exclude
         self.seed, self.restore_rng, self.name = seed, restore_rng, name
-        raise_problems(self._problems(), "MaskUpdater")
+        raise_problems(problems(self), "MaskUpdater")
         self.sparsifier: Sparsifier | None = None
         self._model: weakref.ref[Any] | None = None
         self._pending: dict[str, Any] = {}
@@ -194,28 +194,6 @@ class MaskUpdater(Callback):
 
     # How -----------------------------------------------------------------------------------------------------------
 
-    def _problems(self) -> list[str]:
-        found = []
-        if not isinstance(self.algorithm, Algorithm) and self.algorithm not in ALGORITHMS:
-            found.append(f"unknown algorithm {self.algorithm!r}; there are {', '.join(ALGORITHMS)}, or give an object")
-        wanted = self.density_wanted
-        values = wanted.values() if isinstance(wanted, Mapping) else [0.1 if wanted is None else wanted]
-        found += [f"density must be in (0, 1], got {v!r}" for v in values if not _is_share(v)]
-        if self.allocation is not None and self.allocation not in ALLOCATIONS:
-            found.append(f"unknown allocation {self.allocation!r}; there are {', '.join(ALLOCATIONS)}")
-        if isinstance(wanted, Mapping) and self.allocation is not None:
-            found.append("a density for each glob leaves nothing to allocate; give allocation or globs, not both")
-        if self.init not in ("random", "magnitude"):
-            found.append(f"init must be 'random' or 'magnitude', got {self.init!r}")
-        if self.compute != "dense":
-            found.append(f"compute must be 'dense', got {self.compute!r}; computing only non-zeros is not there yet")
-        if self.pattern is not None and not isinstance(self.pattern, Pattern):
-            found.append(f"pattern must be a Pattern, got {self.pattern!r}")
-        for what, globs in (("include", self.include), ("exclude", self.exclude)):
-            if isinstance(globs, str):
-                found.append(f"{what} must be a list of globs, got the string {globs!r}; write [{globs!r}]")
-        return found
-
     def _prepare(self, trainer: Any, pl_module: Any) -> None:
         """An engine for this model and this run: from a checkpoint, from the fit before, or new."""
         same = self._model is not None and self._model() is pl_module
@@ -239,7 +217,7 @@ class MaskUpdater(Callback):
         sparsifier = Sparsifier(
             pl_module,
             self._algorithm(),
-            self._density(),
+            self.density_wanted,
             optimizers=trainer.optimizers,
             allocation=self.allocation,
             pattern=self.pattern,
@@ -259,10 +237,6 @@ class MaskUpdater(Callback):
             f"in {len(sparsifier.params)} layers"
         )
         return sparsifier
-
-    def _density(self) -> float | dict[str, float]:
-        own = self.pattern.fixed_density() if self.pattern else None
-        return self.density_wanted or own or 0.1
 
     def _check_others(self, trainer: Any, pl_module: Any) -> None:
         """Before any of them has touched a weight."""
@@ -285,7 +259,3 @@ class MaskUpdater(Callback):
         for callback in trainer.callbacks:  # WeightAveraging, StochasticWeightAveraging: found by what they carry
             if isinstance(shadow := getattr(callback, "_average_model", None), torch.nn.Module):
                 self.sparsifier.shadow(shadow)
-
-
-def _is_share(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value <= 1

@@ -10,14 +10,14 @@ from torch.optim import Optimizer
 from lightning_sparse.core.algorithm import Algorithm, Masks
 from lightning_sparse.core.allocation import AllocationName
 from lightning_sparse.core.checkpoint import pack, unpack
-from lightning_sparse.core.errors import collecting, raise_problems
 from lightning_sparse.core.follower import Follower, replaceable, zero
 from lightning_sparse.core.hooks import unwrap
 from lightning_sparse.core.masks import Pattern, Unstructured
 from lightning_sparse.core.optstate import mask_history, mask_state
 from lightning_sparse.core.param import Init, SparseParam
-from lightning_sparse.core.plan import Density, make_plan
-from lightning_sparse.core.select import Target, clean, select
+from lightning_sparse.core.plan import Density
+from lightning_sparse.core.prepare import prepare
+from lightning_sparse.core.select import clean
 
 
 class Sparsifier:
@@ -29,7 +29,8 @@ class Sparsifier:
     Args:
         model: any module; parameters keep their names and identity.
         algorithm: which weights live, and when that changes.
-        density: live share of all chosen weights together, in (0, 1], or one for each glob over names.
+        density: live share of all chosen weights together, in (0, 1], or one for each glob over names; None takes the
+            pattern's own, else 0.1.
         optimizers: those to attach at once; each weight belongs to one of them at most.
         allocation: "uniform", "er", "erk" or "global"; None takes the algorithm's own.
         pattern: the shape that live weights may take.
@@ -68,7 +69,7 @@ class Sparsifier:
         self,
         model: nn.Module,
         algorithm: Algorithm,
-        density: Density = 0.1,
+        density: Density | None = None,
         *,
         optimizers: Iterable[Optimizer] = (),
         allocation: AllocationName | None = None,
@@ -81,36 +82,23 @@ class Sparsifier:
         epoch_steps: int | None = None,
         state: Mapping[str, Any] | None = None,
     ) -> None:
-        pattern, optimizers = pattern or Unstructured(), list(optimizers)
-        shared = allocation or algorithm.allocation
-        problems: list[str] = []
-        chosen: list[Target] = []
-        with collecting(problems):
-            chosen = select(model, include, exclude)
-        with collecting(problems):
-            self.algorithm = algorithm.planned(total_steps, epoch_steps)
-        for optimizer in optimizers:
-            with collecting(problems):
-                replaceable(algorithm, unwrap(optimizer))
-        if init not in ("random", "magnitude"):
-            problems.append(f"init must be 'random' or 'magnitude', got {init!r}")
-        if shared == "global" and init == "random" and state is None and type(algorithm).init is Algorithm.init:
-            problems.append("allocation='global' ranks weights over all layers: it needs init='magnitude'")
-        with collecting(problems):
-            self.plan = make_plan(chosen, density, shared, pattern=pattern, algorithm=algorithm)
-        raise_problems(problems, type(self).__name__)
-        self.params = {
-            place.name: SparseParam(
-                place,
-                density=row.density,
-                target=row.live,
-                pattern=pattern,
-                seed=seed,
-                init=init,
-                scope="global" if shared == "global" else "layer",
-            )
-            for place, row in zip(chosen, self.plan.layers, strict=True)
-        }
+        optimizers = list(optimizers)
+        prepared = prepare(
+            model,
+            algorithm,
+            density,
+            optimizers=optimizers,
+            allocation=allocation,
+            pattern=pattern or Unstructured(),
+            init=init,
+            include=include,
+            exclude=exclude,
+            seed=seed,
+            total_steps=total_steps,
+            epoch_steps=epoch_steps,
+            restored=state is not None,
+        )
+        self.algorithm, self.plan, self.params = prepared
         self.updates = 0
         self._followers: list[Follower] = []
         self._steps = dict.fromkeys(self.params, 0)
