@@ -21,7 +21,7 @@ TOTAL = 532
 
 
 class Mixing(torch.optim.Optimizer):
-    """Like Muon, whose momentum is entry by entry, but whose update of an entry depends on all others."""
+    """Like Muon and Shampoo, an update of an entry depends on all others; here its state does too."""
 
     def __init__(self, weights, lr: float = 0.02) -> None:
         super().__init__(weights, {"lr": lr})
@@ -33,7 +33,7 @@ class Mixing(torch.optim.Optimizer):
         for group in self.param_groups:
             for weight in [w for w in group["params"] if w.grad is not None]:
                 average = self.state[weight].setdefault("average", torch.zeros_like(weight))
-                average.mul_(0.9).add_(weight.grad)
+                average.mul_(0.9).add_(weight.grad + weight.grad.abs().mean())
                 weight.sub_(average + average.abs().mean(), alpha=group["lr"])
         return loss
 
