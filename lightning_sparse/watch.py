@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
 from lightning_sparse.core.flops import Costs
 from lightning_sparse.core.health import MaskHistory
@@ -39,7 +40,7 @@ class SparsityWatch:
 
     def note(self, params: Params) -> None:
         """Look at the masks; those that have not moved are no news."""
-        masks = {name: p.mask.cpu() for name, p in params.items()}
+        masks = {name: _outputs_first(p).cpu() for name, p in params.items()}
         if {n: m.shape for n, m in self.history.now.items()} != {n: m.shape for n, m in masks.items()}:
             self.history, self.densities = MaskHistory(), []  # another model
         if any(not torch.equal(mask, self.history.now.get(name, ~mask)) for name, mask in masks.items()):
@@ -71,9 +72,10 @@ class SparsityWatch:
         return density | {f"nonzero/{name}": int(p.weight.count_nonzero()) / p.size for name, p in params.items()}
 
     def health(self) -> dict[str, float]:
-        """How masks move, and the share of a dense run's FLOPs spent so far (1 until some are counted)."""
-        share = self.spent[0] / self.spent[1] if self.spent[1] else 1.0
-        values = self.history.summary() | {"training_flops_share": share}
+        """How masks move, and the share of a dense run's FLOPs spent so far, where they are counted."""
+        values = self.history.summary()
+        if self.spent[1]:
+            values["training_flops_share"] = self.spent[0] / self.spent[1]
         return {f"masks/{key}": value for key, value in values.items()}
 
     def report(self, params: Params) -> str:
@@ -105,3 +107,9 @@ class SparsityWatch:
         """Forward FLOPs of a batch: sparse and dense."""
         dense = sum(self.flops.values())
         return dense - sum(self.flops.get(name, 0.0) * (1 - d) for name, d in densities.items()), dense
+
+
+def _outputs_first(p: SparseParam) -> Tensor:
+    """The mask as (outputs, inputs, ...): transposed convolutions keep their inputs first."""
+    turned = isinstance(p.place.module, nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d)
+    return p.mask.transpose(0, 1) if turned else p.mask

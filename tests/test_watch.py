@@ -91,7 +91,7 @@ def test_another_model_starts_a_new_history(engine):
 def test_training_flops_add_up_step_by_step(engine):
     watch = SparsityWatch()
     watch.note(engine.params)
-    assert watch.health()["masks/training_flops_share"] == 1.0
+    assert "masks/training_flops_share" not in watch.health()  # nothing is known of FLOPs yet
     watch.flops = {"0.weight": 12.0, "1.weight": 4.0}  # 10 of 16 forward
     watch.count(engine.params, dense_gradient=False)
     watch.count(engine.params, dense_gradient=True)

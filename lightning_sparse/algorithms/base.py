@@ -72,6 +72,15 @@ class Periodic(Algorithm):
             )
         return max(1, round(moment * total_steps))
 
+    def too_short(self, total_steps: int | None) -> str:
+        """See :meth:`Algorithm.too_short`."""
+        if total_steps is None or any(self.due(step) for step in range(1, total_steps + 1)):
+            return ""
+        return (
+            f"masks will never move: every={self.every}, stop={self.stop}, and the run has {total_steps} optimizer "
+            "steps; give a smaller every="
+        )
+
     def due(self, step: int) -> bool:
         """Whether masks move after optimizer step ``step``."""
         return isinstance(self.every, int) and step % self.every == 0 and step <= self.stop

@@ -55,6 +55,12 @@ class GMP(Periodic):
         begin = self.steps("begin", self.begin, total_steps) if self.begin else 0
         return replace(plan, begin=min(begin, int(plan.stop) - 1))
 
+    def too_short(self, total_steps: int | None) -> str:
+        """See :meth:`Algorithm.too_short`."""
+        if total_steps is None or self.stop <= total_steps:
+            return ""
+        return f"the run ends at step {total_steps}, before the final density at stop={self.stop}; give a smaller stop="
+
     def due(self, step: int) -> bool:
         """Every so often between ``begin`` and ``stop``, and at ``stop``: the final density is always reached."""
         return self.begin < step and (super().due(step) or step == self.stop)

@@ -1,5 +1,6 @@
 """Watching sparsity: scalars for any logger, pictures where the logger can show them, two tables."""
 
+import weakref
 from typing import Any
 
 from lightning_sparse.callbacks.base import (
@@ -44,7 +45,7 @@ class DensityLogger(Callback):
     Example:
         >>> from lightning.pytorch import Trainer
         >>> from lightning.pytorch.demos.boring_classes import BoringModel
-        >>> callbacks = [MaskUpdater("set", density=0.25), DensityLogger()]
+        >>> callbacks = [MaskUpdater("static", density=0.25), DensityLogger()]
         >>> trainer = Trainer(max_steps=4, callbacks=callbacks, logger=False, enable_checkpointing=False,
         ...     enable_progress_bar=False, enable_model_summary=False, log_every_n_steps=1)
         >>> trainer.fit(BoringModel())
@@ -68,6 +69,7 @@ class DensityLogger(Callback):
         self.images, self.histograms, self.layout = images, histograms, layout
         self.watch = SparsityWatch()
         self._counter: FlopCounter | None = None
+        self._model: weakref.ref[Any] | None = None
         self._first: tuple[int, dict[str, float], dict[str, float]] | None = None
         self._started, self._updates, self._steps = False, 0, 0
 
@@ -84,6 +86,9 @@ class DensityLogger(Callback):
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Count FLOPs on the first batch; the hooks are gone after it."""
         self._started = False
+        if self._model is not None and self._model() is not pl_module and trainer.ckpt_path is None:
+            self.watch = SparsityWatch()  # another model has another history
+        self._model = weakref.ref(pl_module)
         if not any(hasattr(module, "_orig_mod") for module in pl_module.modules()):  # hooks would make it compile twice
             self._counter = FlopCounter(pl_module)
 
@@ -142,7 +147,7 @@ class DensityLogger(Callback):
 
     def __getstate__(self) -> dict[str, Any]:
         """Without hooks."""
-        return {**without_model(self), "_counter": None}
+        return {**without_model(self), "_counter": None, "_model": None}
 
     def _begin(self, trainer: Any, batch: Any) -> None:
         """The entry and the table of the start, now that the FLOPs of a batch are known."""
@@ -151,12 +156,18 @@ class DensityLogger(Callback):
             self._close()
         if self._first:
             step, values, densities = self._first
-            self._write(trainer, values | self.watch.flops_share(densities), step)
+            share = self.watch.flops_share(densities)
+            if share:  # before anything was spent
+                values = {"masks/training_flops_share": share["flops_share"]} | values
+            self._write(trainer, values | share, step)
             self._first = None
         plans, samples = [updater.plan for updater in _updaters(trainer)], batch_size(batch)
         if self.watch.flops and samples:
             plans = [plan.counted({name: f / samples for name, f in self.watch.flops.items()}) for plan in plans]
         rank_zero_info("\n".join(map(str, plans)))
+        planned, now = sum(plan.live for plan in plans), sum(p.live for p in _params(trainer).values())
+        if planned != now:
+            rank_zero_info(f"planned for the end; now {now:,} weights live")
 
     def _close(self) -> None:
         if self._counter:

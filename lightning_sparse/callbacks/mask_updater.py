@@ -33,8 +33,8 @@ class MaskUpdater(Callback):
 
     Weights outside the masks are zero in every forward pass; masks move after optimizer steps as the algorithm says.
     ``state_dict`` keeps the dense model's keys and shapes, so a checkpoint loads without this package. Masks, counters
-    and random states are in the callback's own state: a run that is resumed goes on bit for bit (from inside a window
-    of accumulated batches it goes on from the window's start).
+    and random states are in the callback's own state: a run that is resumed goes on bit for bit (not from inside a
+    window of accumulated batches, whose gradients no checkpoint holds).
 
     Args:
         algorithm: "static", "set", "rigl", "sparse_momentum" or "gmp", or an object such as ``RigL(every=200)``.
@@ -55,7 +55,8 @@ class MaskUpdater(Callback):
     Example:
         >>> from lightning.pytorch import Trainer
         >>> from lightning.pytorch.demos.boring_classes import BoringModel
-        >>> updater = MaskUpdater("rigl", density=0.25)
+        >>> from lightning_sparse import RigL
+        >>> updater = MaskUpdater(RigL(every=2), density=0.25)
         >>> trainer = Trainer(max_steps=8, callbacks=[updater], logger=False, barebones=True)
         >>> trainer.fit(BoringModel())
         >>> updater.density()
@@ -84,7 +85,9 @@ class MaskUpdater(Callback):
         raise_problems(problems(self), "MaskUpdater")
         self.sparsifier: Sparsifier | None = None
         self._model: weakref.ref[Any] | None = None
-        self._pending: dict[str, Any] = {}
+        self._loaded: weakref.ref[Any] | None = None  # what a checkpoint's weights went into last
+        self._pending: dict[str, Any] = {}  # from a checkpoint
+        self._carried: dict[str, Any] = {}  # from the callback that this is a copy of
         self._updates = 0
         self._failed = False
 
@@ -93,7 +96,7 @@ class MaskUpdater(Callback):
     @property
     def masks(self) -> Masks:
         """Bool masks by parameter name, True where a weight lives; empty before the first fit."""
-        return self.sparsifier.masks if self.sparsifier else saved_masks(self._pending)
+        return self.sparsifier.masks if self.sparsifier else saved_masks(self._pending or self._carried)
 
     def densities(self) -> dict[str, float]:
         """Live share of each sparse layer."""
@@ -107,7 +110,7 @@ class MaskUpdater(Callback):
         """
         masks = self.masks
         if not masks:
-            raise RuntimeError(f"{self.name} has no masks yet: they are made when fit starts")
+            raise RuntimeError(f"{self.name} has no masks: they are made when fit starts, and stay in spawned workers")
         return sum(int(m.count_nonzero()) for m in masks.values()) / sum(m.numel() for m in masks.values())
 
     @property
@@ -139,7 +142,12 @@ class MaskUpdater(Callback):
         Not earlier: only now are checkpoint, optimizers and strategy all in place, and a fit that trains nothing has
         not come this far.
         """
-        rng, self._failed = self._pending.pop("rng", None), False
+        self._failed = False
+        rng = self._pending.pop("rng", None)
+        if trainer.ckpt_path is None:  # what test(ckpt_path=...) loaded is for the model that it was loaded into
+            rng = None
+            if not _is(self._loaded, pl_module) or (self.sparsifier and _is(self._model, pl_module)):
+                self._pending = {}
         self._prepare(trainer, pl_module)
         assert self.sparsifier is not None
         for optimizer in trainer.optimizers:
@@ -173,15 +181,22 @@ class MaskUpdater(Callback):
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
         """Let go: ``teardown`` is not called after errors."""
-        self._failed = True
+        self._failed, self._pending = True, {}
         if self.sparsifier:
             self.sparsifier.detach()
 
     def state_dict(self) -> dict[str, Any]:
         """Masks, counters, the algorithm's state and the random states."""
         if self.sparsifier is None:
-            return self._pending
+            return self._pending or self._carried
         return {**self.sparsifier.state_dict(), "rng": gather_random_states(alone=self._failed)}
+
+    def on_load_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
+        """``test(ckpt_path=...)`` after a fit has put other weights into the model: their masks come with them."""
+        self._loaded = weakref.ref(pl_module)
+        state = checkpoint.get("callbacks", {}).get(self.state_key)
+        if trainer.state.fn != "fit" and state and self.sparsifier and _is(self._model, pl_module):
+            self.sparsifier.adopt(state)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Keep a checkpoint's state until a fit starts: there is nothing to apply it to yet."""
@@ -189,20 +204,21 @@ class MaskUpdater(Callback):
 
     def __getstate__(self) -> dict[str, Any]:
         """Pickle and deepcopy without the model: masks travel as saved state."""
-        pending = self._pending or (self.sparsifier.state_dict() if self.sparsifier else {})
-        return {**without_model(self), "sparsifier": None, "_model": None, "_pending": pending}
+        carried = self.sparsifier.state_dict() if self.sparsifier else self._carried
+        return {**without_model(self), "sparsifier": None, "_model": None, "_loaded": None, "_carried": carried}
 
     # How -----------------------------------------------------------------------------------------------------------
 
     def _prepare(self, trainer: Any, pl_module: Any) -> None:
         """An engine for this model and this run: from a checkpoint, from the fit before, or new."""
-        same = self._model is not None and self._model() is pl_module
-        if self.sparsifier is None or not same or self._pending:
+        if self.sparsifier is None or not _is(self._model, pl_module) or self._pending:
             self.sparsifier = self._build(trainer, pl_module)
             self._model = weakref.ref(pl_module)
-        elif trainer.global_step == 0:  # a new run with the masks of the last one
-            self.sparsifier.restart(self._algorithm().planned(*horizon(trainer)))
-        self._pending = {}
+        else:  # another run with the masks of the last one; a Trainer that goes on counts on
+            algorithm = self._algorithm().planned(*horizon(trainer))
+            self.sparsifier.restart(algorithm, 0 if trainer.global_step == 0 else self.sparsifier.steps)
+        self._pending, self._carried = {}, {}
+        self._warn_short(trainer)
 
     def _algorithm(self) -> Algorithm:
         return self.algorithm if isinstance(self.algorithm, Algorithm) else ALGORITHMS[self.algorithm]()
@@ -210,7 +226,7 @@ class MaskUpdater(Callback):
     def _build(self, trainer: Any, pl_module: Any) -> Sparsifier:
         total, epoch = horizon(trainer)
         init = self.init
-        if not self._pending and trainer.ckpt_path is not None and init == "random":
+        if not (self._pending or self._carried) and trainer.ckpt_path is not None and init == "random":
             rank_zero_info(f"{self.name}: the checkpoint was trained dense; the largest of its weights stay live.")
             init = "magnitude"
         self._check_others(trainer, pl_module)
@@ -227,13 +243,14 @@ class MaskUpdater(Callback):
             seed=self.seed,
             total_steps=total,
             epoch_steps=epoch,
-            state=self._pending or None,
+            state=self._pending or self._carried or None,
         )
-        if self._pending and trainer.global_step == 0:
+        if (self._pending or self._carried) and trainer.global_step == 0:
             sparsifier.restart(sparsifier.algorithm)
-        live, size = sparsifier.plan.live, sparsifier.plan.size
+        live, size = sum(p.live for p in sparsifier.params.values()), sparsifier.plan.size
+        later = "" if live == sparsifier.plan.live else f", {sparsifier.plan.live:,} in the end"
         rank_zero_info(
-            f"{self.name}: {sparsifier.algorithm}, {live:,} of {size:,} weights live ({live / size:.2%}) "
+            f"{self.name}: {sparsifier.algorithm}, {live:,} of {size:,} weights live ({live / size:.2%}{later}) "
             f"in {len(sparsifier.params)} layers"
         )
         return sparsifier
@@ -249,6 +266,11 @@ class MaskUpdater(Callback):
                         f"{self.name} and {other.name} both want {', '.join(both)}; give each its own include= globs"
                     )
 
+    def _warn_short(self, trainer: Any) -> None:
+        assert self.sparsifier is not None
+        if text := self.sparsifier.algorithm.too_short(horizon(trainer)[0]):
+            rank_zero_warn(f"{self.name}: {text}")
+
     def _warn_unowned(self) -> None:
         assert self.sparsifier is not None
         if lost := self.sparsifier.unattached():
@@ -259,3 +281,7 @@ class MaskUpdater(Callback):
         for callback in trainer.callbacks:  # WeightAveraging, StochasticWeightAveraging: found by what they carry
             if isinstance(shadow := getattr(callback, "_average_model", None), torch.nn.Module):
                 self.sparsifier.shadow(shadow)
+
+
+def _is(held: "weakref.ref[Any] | None", model: Any) -> bool:
+    return held is not None and held() is model

@@ -38,6 +38,10 @@ class Algorithm(ABC):
         """
         return self
 
+    def too_short(self, total_steps: int | None) -> str:
+        """What will not happen in a run of that length, and the way out; empty when all is well."""
+        return ""
+
     def due(self, step: int) -> bool:
         """Whether masks move after optimizer step ``step`` (the first is 1)."""
         return False

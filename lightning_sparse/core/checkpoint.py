@@ -63,7 +63,13 @@ def unpack(state: Mapping[str, Any], params: Mapping[str, SparseParam], algorith
         if (live := int(masks[name].count_nonzero())) != row["live"]:
             problems.append(f"{name}: the mask has {live} live weights, {row['live']} were saved")
     raise_problems(problems, "the checkpoint's masks are torn")
+    live, target = sum(row["live"] for row in rows.values()), sum(p.target for p in params.values())
     if state["algorithm"] != type(algorithm).__name__:
+        if live != target:
+            raise ValueError(
+                f"{state['algorithm']} was on its way, with {live} live weights of {target} in the end; go on with it, "
+                "or load only its weights and start with init='magnitude'"
+            )
         text = f"the masks were trained by {state['algorithm']}, {type(algorithm).__name__} goes on with them"
         warnings.warn(text, stacklevel=4)
     return Saved(
@@ -78,13 +84,15 @@ def unpack(state: Mapping[str, Any], params: Mapping[str, SparseParam], algorith
 def _misfits(rows: Mapping[str, Any], params: Mapping[str, SparseParam]) -> list[str]:
     problems = [f"{name} is sparse in the checkpoint, but not here" for name in rows if name not in params]
     problems += [f"{name} is sparse here, but not in the checkpoint" for name in params if name not in rows]
+    shared, same = all(p.scope == "global" for p in params.values()), not problems
+    was, now = sum(row["target"] for row in rows.values()), sum(p.target for p in params.values())
+    if same and shared and was != now:
+        problems.append(f"the budget is {was} live weights in the checkpoint and {now} here: use the density it had")
     for name, p in params.items():
         row = rows.get(name)
-        if row is None:
-            continue
-        if list(row["shape"]) != list(p.mask.shape):
+        if row is not None and list(row["shape"]) != list(p.mask.shape):
             problems.append(f"{name} has shape {list(row['shape'])} in the checkpoint and {list(p.mask.shape)} here")
-        elif row["target"] != p.target:
+        elif row is not None and same and not shared and row["target"] != p.target:  # other layers, other budgets
             problems.append(
                 f"{name} has a budget of {row['target']} live weights in the checkpoint and {p.target} here: use the "
                 "density and allocation it was trained with, or load only its weights and start with init='magnitude'"

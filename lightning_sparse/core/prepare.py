@@ -1,6 +1,7 @@
 """From what a user asks for to sparse parameters, with every check made before a weight is touched."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 from torch import nn
@@ -72,6 +73,16 @@ def prepare(
         for place, row in zip(chosen, plan.layers, strict=True)
     }
     return Prepared(algorithm, plan, params)
+
+
+def settle(plan: Plan, params: Mapping[str, SparseParam]) -> Plan:
+    """The plan after the first masks: under "global" only they say what each layer got."""
+    if any(p.scope == "layer" for p in params.values()) or sum(p.live for p in params.values()) != plan.live:
+        return plan
+    for p in params.values():
+        p.target, p.density = p.live, p.live / p.size
+    rows = tuple(replace(row, live=params[row.name].live, density=params[row.name].density) for row in plan.layers)
+    return replace(plan, layers=rows)
 
 
 def _problems(

@@ -100,6 +100,9 @@ def select(model: nn.Module, include: Sequence[str] | None = None, exclude: Sequ
         >>> [target.name for target in select(net, exclude=["2"])]
         ['0.weight']
     """
+    for kind, globs in (("include", include), ("exclude", exclude)):
+        if isinstance(globs, str):
+            raise ValueError(f"{kind} must be a list of globs, got the string {globs!r}; write [{globs!r}]")
     possible = [(t, owners) for t, owners in targets(model) if _may_be_sparse(t, owners)]
     problems = []
     names = [t.name for t, _ in possible]

@@ -16,7 +16,7 @@ from lightning_sparse.core.masks import Pattern, Unstructured
 from lightning_sparse.core.optstate import mask_history, mask_state
 from lightning_sparse.core.param import Init, SparseParam
 from lightning_sparse.core.plan import Density
-from lightning_sparse.core.prepare import prepare
+from lightning_sparse.core.prepare import prepare, settle
 from lightning_sparse.core.select import clean
 
 
@@ -109,6 +109,7 @@ class Sparsifier:
         else:
             for name, mask in self.algorithm.init(list(self.params.values())).items():
                 self.params[name].set_mask(mask)
+            self.plan = settle(self.plan, self.params)
             self._zero()
         for optimizer in optimizers:
             self.attach(optimizer)
@@ -154,11 +155,11 @@ class Sparsifier:
             follower.remove()
         self._followers = []
 
-    def restart(self, algorithm: Algorithm) -> None:
-        """Count steps from 0 again, under ``algorithm`` as planned for the new run; masks stay."""
+    def restart(self, algorithm: Algorithm, steps: int = 0) -> None:
+        """Count on from ``steps``, under ``algorithm`` as planned for the new run; masks stay."""
         self.detach()
         self.algorithm = algorithm
-        self._steps, self._overdue = dict.fromkeys(self.params, 0), frozenset()
+        self._steps, self._overdue = dict.fromkeys(self.params, steps), frozenset()
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     @torch.no_grad()
@@ -215,6 +216,16 @@ class Sparsifier:
         for optimizer in followed:
             self._follow(optimizer)
 
+    def adopt(self, state: Mapping[str, Any]) -> None:
+        """Take the masks of a saved state, with whose weights the model was loaded; steps go on being counted.
+
+        Raises:
+            ValueError: as :meth:`load_state_dict`.
+        """
+        steps = self._all_steps()
+        self.load_state_dict(state)
+        self._steps = steps
+
     @torch.no_grad()
     def _zero(self) -> None:
         zero(list(self.params.values()))
@@ -261,6 +272,7 @@ class Sparsifier:
         for p in owned:
             mask_state(optimizer, p.place.weight, p.mask)
         mask_history(optimizer, owned)
+        zero(owned)
         follower = Follower(
             optimizer,
             self._owned,

@@ -235,3 +235,19 @@ def test_a_checkpoint_of_other_masks_is_refused(settings, words, tmp_path):
         fit.fit(model, loader(), ckpt_path=tmp_path / "step=6.ckpt")
     assert all(word in str(caught.value) for word in words), str(caught.value)
     assert same(weights(model), checkpoint)
+
+
+def test_masks_that_would_never_move_are_said_so():
+    with pytest.warns(UserWarning, match="masks will never move: every=100, stop=9, and the run has 12 "):
+        trainer([MaskUpdater("rigl", DENSITY)], max_epochs=1).fit(net(), loader())
+
+
+def test_a_ramp_that_cannot_end_is_said_so():
+    with pytest.warns(UserWarning, match="before the final density at stop=1000"):
+        trainer([MaskUpdater(GMP(every=3, stop=1000), DENSITY)], max_epochs=1).fit(net(), loader())
+
+
+@pytest.mark.parametrize("wrong", [{"exclude": None}, {"include": 3}, {"include": [3]}, {"seed": "a"}, {"name": None}])
+def test_arguments_of_the_wrong_kind_are_refused_at_once(wrong):
+    with pytest.raises(ValueError, match=f"{next(iter(wrong))} must be"):
+        MaskUpdater("rigl", **wrong)

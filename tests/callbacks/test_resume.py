@@ -198,3 +198,54 @@ def test_gmp_goes_on_along_its_ramp(tmp_path):
     again = run(GMP(every=4, stop=24), tmp_path, start=tmp_path / "step=12.ckpt", seed=7)
     assert equal(whole, again)
     assert {name: int(mask.sum()) for name, mask in again[0].masks.items()} == LIVE
+
+
+def test_what_a_test_loads_into_one_model_is_not_for_the_next(tmp_path):
+    updater = MaskUpdater(MOVING["rigl"], DENSITY)
+    trainer([updater, saver(tmp_path, 12)], max_epochs=1, enable_checkpointing=True).fit(net(), loader())
+    fit = trainer([updater, saver(tmp_path, 12)], max_epochs=1, enable_checkpointing=True)
+    fit.test(net(), loader(), ckpt_path=tmp_path / "step=12.ckpt", verbose=False)
+    fit.fit(net(seed=3), loader())
+    fresh = MaskUpdater(MOVING["rigl"], DENSITY)
+    trainer([fresh], max_epochs=1).fit(net(seed=3), loader())
+    assert same(updater.masks, fresh.masks)
+
+
+def test_masks_come_with_the_weights_that_a_test_loads(tmp_path):
+    updater, model = MaskUpdater(MOVING["rigl"], DENSITY), net()
+    fit = trainer([updater, saver(tmp_path, 4)], max_epochs=2, enable_checkpointing=True)
+    fit.fit(model, loader())
+    last = {name: mask.clone() for name, mask in updater.masks.items()}
+    fit.test(model, loader(), ckpt_path=tmp_path / "step=8.ckpt", verbose=False)
+    assert not same(updater.masks, last)
+    found = weights(model)
+    assert not any(bool((found[name][~mask] != 0).any()) for name, mask in updater.masks.items())
+
+
+def test_a_ramp_that_is_not_done_is_not_taken_over_by_another_algorithm(tmp_path):
+    gmp = MaskUpdater(GMP(every=2, stop=40), DENSITY)
+    trainer([gmp, saver(tmp_path, 8)], max_epochs=4, enable_checkpointing=True).fit(net(), loader())
+    again = trainer([MaskUpdater(Static(), DENSITY), saver(tmp_path, 8)], max_epochs=4, enable_checkpointing=True)
+    with pytest.raises(ValueError, match="GMP was on its way"):
+        again.fit(net(), loader(), ckpt_path=tmp_path / "step=8.ckpt")
+
+
+def test_a_second_fit_zeroes_what_was_loaded_in_between():
+    updater, model = MaskUpdater(MOVING["rigl"], DENSITY), net()
+    dense = {name: value.clone() for name, value in model.state_dict().items()}
+    trainer([updater], max_epochs=1).fit(model, loader())
+    model.load_state_dict(dense)
+    recorder = Recorder(updater)
+    trainer([updater, recorder], max_epochs=1).fit(model, loader())
+    assert recorder.leaks == 0
+
+
+def test_a_trainer_that_goes_on_plans_for_its_new_length():
+    updater, model = MaskUpdater(RigL(every=3), DENSITY), net()
+    fit = trainer([updater], max_epochs=1)
+    fit.fit(model, loader())
+    first = updater.sparsifier.algorithm.stop
+    fit.fit_loop.max_epochs = 3
+    fit.fit(model, loader())
+    assert updater.sparsifier.algorithm.stop > first
+    assert updater.sparsifier.steps == 36
