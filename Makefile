@@ -35,7 +35,7 @@ examples: $(READY)
 	$(BIN)/lightning-sparse fit --config examples/cli/mnist_rigl.yaml --trainer.max_epochs 1 --data.init_args.limit 6000
 
 docs: $(READY)
-	$(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 # The oldest Lightning that is supported, on the torch at hand, in an environment of its own; averages came with 2.6.
 compat:

@@ -110,7 +110,7 @@ def run(arm: str, seed: int, data: tuple[Tensor, Tensor, Tensor, Tensor], epochs
         "seconds": round(seconds, 1),
         "torch": torch.__version__,
         "python": platform.python_version(),
-        "commit": commit(),
+        "commit": COMMIT,
         "date": date.today().isoformat(),
     }
 
@@ -124,6 +124,9 @@ def commit() -> str:
     return git("rev-parse", "--short", "HEAD") + (
         "+" if git("status", "--porcelain", "--", "../lightning_sparse") else ""
     )
+
+
+COMMIT = commit()  # of the code that this process has loaded, whatever is committed while it runs
 
 
 def rows() -> list[dict[str, object]]:
