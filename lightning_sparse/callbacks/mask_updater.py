@@ -22,7 +22,7 @@ from lightning_sparse.core.errors import raise_problems
 from lightning_sparse.core.masks import Pattern
 from lightning_sparse.core.param import Init
 from lightning_sparse.core.plan import Plan
-from lightning_sparse.core.select import select
+from lightning_sparse.core.select import left_dense, select
 from lightning_sparse.core.sparsifier import Sparsifier
 
 AlgorithmName = Literal["static", "set", "rigl", "sparse_momentum", "gmp"]
@@ -253,6 +253,9 @@ class MaskUpdater(Callback):
             f"{self.name}: {sparsifier.algorithm}, {live:,} of {size:,} weights live ({live / size:.2%}{later}) "
             f"in {len(sparsifier.params)} layers"
         )
+        if dense := left_dense(pl_module, sparsifier.params, self.exclude):
+            more = f" and {len(dense) - 5} more" if len(dense) > 5 else ""
+            rank_zero_info(f"{self.name}: dense stay {', '.join(dense[:5])}{more}; include=[...] names what is sparse")
         return sparsifier
 
     def _check_others(self, trainer: Any, pl_module: Any) -> None:

@@ -1,6 +1,6 @@
 """Which parameters become sparse."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from fnmatch import fnmatchcase
 from typing import NamedTuple
 
@@ -118,6 +118,17 @@ def select(model: nn.Module, include: Sequence[str] | None = None, exclude: Sequ
         problems.append(f"every chosen weight is frozen (requires_grad=False): {', '.join(t.name for t in chosen)}")
     raise_problems(problems, "selecting weights")
     return trained
+
+
+def left_dense(model: nn.Module, chosen: Collection[str], exclude: Sequence[str] = ()) -> list[str]:
+    """Weights that could be sparse, were not excluded by name, and stay dense: frozen, parametrized, embeddings ...
+
+    Example:
+        >>> left_dense(nn.Sequential(nn.Embedding(9, 4), nn.Linear(4, 4)), ["1.weight"])
+        ['0.weight']
+    """
+    possible = [t.name for t, owners in targets(model) if _may_be_sparse(t, owners)]
+    return [name for name in possible if name not in chosen and not matches(name, exclude)]
 
 
 def _not_ready(found: Sequence[Target]) -> list[str]:

@@ -234,3 +234,15 @@ def test_hooks_are_gone_after_a_fit_and_after_an_error():
     for optimizer in (fit.optimizers[0], broken.optimizers[0]):
         assert not optimizer._optimizer_step_pre_hooks
         assert not optimizer._optimizer_step_post_hooks
+
+
+def test_what_stays_dense_unasked_is_named(caplog):
+    model = net()
+    torch.nn.utils.parametrizations.weight_norm(model.net[4])
+    model.net[6].weight.requires_grad_(False)
+    with caplog.at_level("INFO"):
+        trainer([MaskUpdater(RigL(every=3), DENSITY)], max_epochs=1).fit(model, loader())
+    (line,) = [record.message for record in caplog.records if "dense stay" in record.message]
+    assert "net.4.parametrizations.weight.original1" in line
+    assert "net.6.weight" in line
+    assert "net.0.weight" not in line
