@@ -3,18 +3,22 @@
 import weakref
 from typing import Any, Literal
 
-import torch
-
 from lightning_sparse.algorithms import ALGORITHMS
 from lightning_sparse.callbacks.arguments import problems
 from lightning_sparse.callbacks.base import (
     Callback,
     MisconfigurationException,
     rank_zero_info,
-    rank_zero_warn,
     without_model,
 )
-from lightning_sparse.callbacks.run import gather_random_states, horizon, refuse_strategy, restore_random_states
+from lightning_sparse.callbacks.notices import announce, warn
+from lightning_sparse.callbacks.run import (
+    follow_averages,
+    gather_random_states,
+    horizon,
+    refuse_strategy,
+    restore_random_states,
+)
 from lightning_sparse.core.algorithm import Algorithm, Masks
 from lightning_sparse.core.allocation import AllocationName
 from lightning_sparse.core.checkpoint import saved_masks
@@ -152,8 +156,8 @@ class MaskUpdater(Callback):
         assert self.sparsifier is not None
         for optimizer in trainer.optimizers:
             self.sparsifier.attach(optimizer)
-        self._warn_unowned()
-        self._follow_averages(trainer)
+        warn(self.name, self.sparsifier, horizon(trainer)[0])
+        follow_averages(trainer, self.sparsifier)
         self._updates = self.sparsifier.updates
         if rng is not None and self.restore_rng and trainer.global_step > 0:
             restore_random_states(trainer, rng)
@@ -172,7 +176,7 @@ class MaskUpdater(Callback):
         """Moving averages of the model follow when masks have moved."""
         if self.sparsifier and self.sparsifier.updates != self._updates:
             self._updates = self.sparsifier.updates
-            self._follow_averages(trainer)
+            follow_averages(trainer, self.sparsifier)
 
     def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Let go of the optimizers; masks stay, for a next fit."""
@@ -218,7 +222,6 @@ class MaskUpdater(Callback):
             algorithm = self._algorithm().planned(*horizon(trainer))
             self.sparsifier.restart(algorithm, 0 if trainer.global_step == 0 else self.sparsifier.steps)
         self._pending, self._carried = {}, {}
-        self._warn_short(trainer)
 
     def _algorithm(self) -> Algorithm:
         return self.algorithm if isinstance(self.algorithm, Algorithm) else ALGORITHMS[self.algorithm]()
@@ -247,15 +250,7 @@ class MaskUpdater(Callback):
         )
         if (self._pending or self._carried) and trainer.global_step == 0:
             sparsifier.restart(sparsifier.algorithm)
-        live, size = sum(p.live for p in sparsifier.params.values()), sparsifier.plan.size
-        later = "" if live == sparsifier.plan.live else f", {sparsifier.plan.live:,} in the end"
-        rank_zero_info(
-            f"{self.name}: {sparsifier.algorithm}, {live:,} of {size:,} weights live ({live / size:.2%}{later}) "
-            f"in {len(sparsifier.params)} layers"
-        )
-        if dense := left_dense(pl_module, sparsifier.params, self.exclude):
-            more = f" and {len(dense) - 5} more" if len(dense) > 5 else ""
-            rank_zero_info(f"{self.name}: dense stay {', '.join(dense[:5])}{more}; include=[...] names what is sparse")
+        announce(self.name, sparsifier, left_dense(pl_module, sparsifier.params, self.exclude))
         return sparsifier
 
     def _check_others(self, trainer: Any, pl_module: Any) -> None:
@@ -268,22 +263,6 @@ class MaskUpdater(Callback):
                     raise MisconfigurationException(
                         f"{self.name} and {other.name} both want {', '.join(both)}; give each its own include= globs"
                     )
-
-    def _warn_short(self, trainer: Any) -> None:
-        assert self.sparsifier is not None
-        if text := self.sparsifier.algorithm.too_short(horizon(trainer)[0]):
-            rank_zero_warn(f"{self.name}: {text}")
-
-    def _warn_unowned(self) -> None:
-        assert self.sparsifier is not None
-        if lost := self.sparsifier.unattached():
-            rank_zero_warn(f"{self.name}: no optimizer steps {', '.join(lost)}: masked, but not trained")
-
-    def _follow_averages(self, trainer: Any) -> None:
-        assert self.sparsifier is not None
-        for callback in trainer.callbacks:  # WeightAveraging, StochasticWeightAveraging: found by what they carry
-            if isinstance(shadow := getattr(callback, "_average_model", None), torch.nn.Module):
-                self.sparsifier.shadow(shadow)
 
 
 def _is(held: "weakref.ref[Any] | None", model: Any) -> bool:

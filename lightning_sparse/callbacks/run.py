@@ -7,6 +7,7 @@ import torch
 
 from lightning_sparse.callbacks.base import MisconfigurationException, rank_zero_info
 from lightning_sparse.core.random_state import load_random_state, save_random_state
+from lightning_sparse.core.sparsifier import Sparsifier
 
 _REFUSED = {
     "FSDPStrategy": "it flattens and shards parameters",
@@ -70,3 +71,10 @@ def restore_random_states(trainer: Any, states: list[dict[str, Any]]) -> None:
     mid_batch = progress.current.completed < progress.current.ready  # saved in on_train_batch_end
     if fetcher is not None and progress.is_last_batch and (getattr(loop, "is_resuming", False) or mid_batch):
         iter(fetcher)
+
+
+def follow_averages(trainer: Any, sparsifier: Sparsifier) -> None:
+    """Mask the moving averages of WeightAveraging and StochasticWeightAveraging, found by what they carry."""
+    for callback in trainer.callbacks:
+        if isinstance(shadow := getattr(callback, "_average_model", None), torch.nn.Module):
+            sparsifier.shadow(shadow)
