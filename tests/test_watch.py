@@ -127,3 +127,15 @@ def test_the_report_names_every_layer_and_the_total(engine):
     assert ["1.weight", "1x2", "1.0000", "2", "2", "2"] in lines
     assert ["total", "0.6250", "5", "4", "8"] in lines
     assert "explored 62.5%" in watch.report(engine.params)
+
+
+def test_inputs_of_a_transposed_convolution_are_its_first_dimension():
+    conv = nn.ConvTranspose2d(4, 8, 1)
+    engine = Sparsifier(conv, Static(), 0.5)
+    mask = torch.ones(4, 8, 1, 1, dtype=torch.bool)
+    mask[0] = False  # one of four inputs
+    engine.params["weight"].set_mask(mask)
+    watch = SparsityWatch()
+    watch.note(engine.params)
+    assert watch.health()["masks/dead_inputs"] == 0.25
+    assert watch.health()["masks/dead_outputs"] == 0.0

@@ -109,8 +109,8 @@ class Sparsifier:
         else:
             for name, mask in self.algorithm.init(list(self.params.values())).items():
                 self.params[name].set_mask(mask)
-            self.plan = settle(self.plan, self.params)
             self._zero()
+        self.plan = settle(self.plan, self.params)
         for optimizer in optimizers:
             self.attach(optimizer)
 

@@ -156,3 +156,22 @@ def test_a_pickled_logger_takes_no_model_along():
     trainer([MaskUpdater(RIGL, DENSITY), watch], max_epochs=1).fit(net(), loader())
     assert b"helpers" not in pickle.dumps(watch)
     assert pickle.loads(pickle.dumps(watch)).watch.health() == watch.watch.health()
+
+
+def test_another_model_has_another_history():
+    both, fresh = DensityLogger(), DensityLogger()
+    updaters = [MaskUpdater(RIGL, DENSITY, seed=seed) for seed in (1, 2)]
+    trainer([updaters[0], both], max_epochs=1, log_every_n_steps=1).fit(net(seed=1), loader())
+    trainer([updaters[1], both], max_epochs=1, log_every_n_steps=1).fit(net(seed=2), loader())
+    alone = MaskUpdater(RIGL, DENSITY, seed=2)
+    trainer([alone, fresh], max_epochs=1, log_every_n_steps=1).fit(net(seed=2), loader())
+    assert both.watch.health() == fresh.watch.health()
+
+
+def test_a_model_that_starts_dense_is_not_said_to_be_sparse(caplog):
+    with caplog.at_level("INFO"):
+        callbacks = [MaskUpdater(GMP(every=3, stop=9), DENSITY), DensityLogger()]
+        trainer(callbacks, max_epochs=1).fit(net(), loader())
+    text = "\n".join(record.message for record in caplog.records)
+    assert "2,128 of 2,128 weights live (100.00%, 532 in the end)" in text
+    assert "planned for the end; now 2,128 weights live" in text

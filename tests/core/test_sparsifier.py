@@ -200,3 +200,15 @@ def test_replacing_steps_of_lbfgs_is_refused_with_weights_untouched():
 def test_an_unknown_init_is_refused():
     with pytest.raises(ValueError, match="init"):
         Sparsifier(net(), Static(), 0.2, init="magnitud")
+
+
+def test_under_one_budget_for_all_layers_the_plan_says_what_each_got():
+    model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8))
+    with torch.no_grad():
+        model[0].weight.fill_(2.0)
+        model[1].weight.fill_(1.0)  # all smaller: one must live all the same
+    sparsifier = Sparsifier(model, Static(), 0.5, allocation="global", init="magnitude")
+    assert {row.name: row.live for row in sparsifier.plan.layers} == {"0.weight": 63, "1.weight": 1}
+    again = Sparsifier(model, Static(), 0.5, allocation="global", state=sparsifier.state_dict())
+    assert {name: p.live for name, p in again.params.items()} == {"0.weight": 63, "1.weight": 1}
+    assert again.plan.layers == sparsifier.plan.layers
