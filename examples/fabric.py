@@ -3,7 +3,7 @@
     python examples/fabric.py
 
 Trains LeNet-300-100 at 5 % density with SET in bfloat16 on real MNIST for two epochs and prints the test accuracy
-(about 96 %).
+(about 95 %).
 """
 
 import argparse

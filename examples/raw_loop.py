@@ -3,7 +3,7 @@
     python examples/raw_loop.py
 
 Trains LeNet-300-100 at 5 % density with RigL on real MNIST for two epochs, saves and loads everything in between, and
-prints the plan and the test accuracy (about 96.5 %).
+prints the plan and the test accuracy (about 96 %).
 """
 
 import argparse
