@@ -4,12 +4,13 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from lightning_sparse.core.flops import Costs
 from lightning_sparse.core.health import MaskHistory
-from lightning_sparse.core.param import SparseParam
+from lightning_sparse.core.param import SparseParam, densities
 from lightning_sparse.core.plan import table
+from lightning_sparse.core.select import TRANSPOSED
 from lightning_sparse.metrics import Density, NonzeroDensity, step_flops
 
 Params = Mapping[str, SparseParam]
@@ -45,11 +46,11 @@ class SparsityWatch:
             self.history, self.densities = MaskHistory(), []  # another model
         if any(not torch.equal(mask, self.history.now.get(name, ~mask)) for name, mask in masks.items()):
             self.history.update(masks)
-            self.densities.append([p.live / p.size for p in params.values()])
+            self.densities.append(list(densities(params).values()))
 
     def count(self, params: Params, dense_gradient: bool) -> None:
         """One more optimizer step; ``dense_gradient`` says whether it needed the gradient of dead weights."""
-        sparse, dense = self._forward({name: p.live / p.size for name, p in params.items()})
+        sparse, dense = self._forward(densities(params))
         self.spent[0] += step_flops(sparse, dense, dense_gradient)
         self.spent[1] += step_flops(dense, dense)
 
@@ -59,7 +60,7 @@ class SparsityWatch:
         density.update({name: p.mask for name, p in params.items()})
         nonzero.update({name: p.weight for name, p in params.items()})
         values = {"density": float(density.compute()), "nonzero_density": float(nonzero.compute())}
-        return values | self.flops_share({name: p.live / p.size for name, p in params.items()})
+        return values | self.flops_share(densities(params))
 
     def flops_share(self, densities: Mapping[str, float]) -> dict[str, float]:
         """Share of the dense model's forward FLOPs at these densities; empty where they were not counted."""
@@ -68,7 +69,7 @@ class SparsityWatch:
 
     def per_layer(self, params: Params) -> dict[str, float]:
         """Density and non-zero share of each layer."""
-        density = {f"density/{name}": p.live / p.size for name, p in params.items()}
+        density = {f"density/{name}": share for name, share in densities(params).items()}
         return density | {f"nonzero/{name}": int(p.weight.count_nonzero()) / p.size for name, p in params.items()}
 
     def health(self) -> dict[str, float]:
@@ -111,5 +112,4 @@ class SparsityWatch:
 
 def _outputs_first(p: SparseParam) -> Tensor:
     """The mask as (outputs, inputs, ...): transposed convolutions keep their inputs first."""
-    turned = isinstance(p.place.module, nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d)
-    return p.mask.transpose(0, 1) if turned else p.mask
+    return p.mask.transpose(0, 1) if isinstance(p.place.module, TRANSPOSED) else p.mask

@@ -12,7 +12,7 @@ from lightning_sparse.callbacks.base import (
 )
 from lightning_sparse.callbacks.mask_updater import MaskUpdater
 from lightning_sparse.core.flops import FlopCounter, batch_size
-from lightning_sparse.core.param import SparseParam
+from lightning_sparse.core.param import SparseParam, densities
 from lightning_sparse.core.pictures import density_picture, mask_picture
 from lightning_sparse.core.sparsifier import Sparsifier
 from lightning_sparse.watch import SparsityWatch
@@ -99,7 +99,7 @@ class DensityLogger(Callback):
             self._started, self._steps = True, _steps(trainer)
             self._note(trainer, params)
             values = self.watch.scalars(params) | self._details(params)
-            self._first = (_log_step(trainer), values, {name: p.live / p.size for name, p in params.items()})
+            self._first = (_log_step(trainer), values, densities(params))
             if self.layout:
                 _add_layout(trainer)
 

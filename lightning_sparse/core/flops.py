@@ -6,12 +6,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_sparse.core.select import targets
+from lightning_sparse.core.select import CONVS, TRANSPOSED, targets
 
 Costs = dict[str, float]
-_CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _LOOKUPS = (nn.Embedding, nn.EmbeddingBag, nn.LayerNorm)
-_TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 
 def count_flops(model: nn.Module, inputs: Any) -> Costs:
@@ -86,15 +84,13 @@ _Rule = Callable[[Any, Any, Any, Any], Mapping[str, float]]
 
 
 def _rule(module: nn.Module) -> _Rule | None:
-    if isinstance(module, _CONVS):
+    if isinstance(module, CONVS):
         return _convolution
-    if isinstance(module, _TRANSPOSED):
+    if isinstance(module, TRANSPOSED):
         return _transposed
     if isinstance(module, nn.MultiheadAttention):
         return _attention
-    if isinstance(module, nn.RNNBase):
-        return _recurrent
-    if isinstance(module, nn.RNNCellBase):
+    if isinstance(module, nn.RNNBase | nn.RNNCellBase):
         return _recurrent
     weight = module._parameters.get("weight")
     if weight is not None and weight.ndim == 2 and not isinstance(module, _LOOKUPS):

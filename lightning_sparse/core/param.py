@@ -1,6 +1,7 @@
 """One masked parameter as an algorithm sees it."""
 
 import hashlib
+from collections.abc import Mapping
 from typing import Literal
 
 import torch
@@ -99,3 +100,8 @@ class SparseParam:
         self.mask = mask.to(weight.device)
         self.live = int(mask.count_nonzero())
         self.bits = all_bits(self.mask, weight.dtype)
+
+
+def densities(params: Mapping[str, SparseParam]) -> dict[str, float]:
+    """Live share of each parameter."""
+    return {name: p.live / p.size for name, p in params.items()}

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from lightning_sparse.core.errors import raise_problems
 
 _WRAPPERS = ("_orig_mod.", "_forward_module.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")
-_CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 _NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.LocalResponseNorm)
 _EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
 
@@ -63,7 +64,7 @@ def _is_default(target: Target, owners: Sequence[nn.Module]) -> bool:
     if any(isinstance(owner, _EMBEDDINGS) for owner in owners):  # also a head tied to an embedding
         return False
     module = target.module
-    if isinstance(module, _CONVS):
+    if isinstance(module, CONVS + TRANSPOSED):
         return target.attribute == "weight" and not (module.groups > 1 and module.groups == module.in_channels)
     if isinstance(module, nn.Linear):
         return target.attribute == "weight"

@@ -14,7 +14,7 @@ from lightning_sparse.core.follower import Follower, replaceable, zero
 from lightning_sparse.core.hooks import unwrap
 from lightning_sparse.core.masks import Pattern, Unstructured
 from lightning_sparse.core.optstate import mask_history, mask_state
-from lightning_sparse.core.param import Init, SparseParam
+from lightning_sparse.core.param import Init, SparseParam, densities
 from lightning_sparse.core.plan import Density
 from lightning_sparse.core.prepare import prepare, settle
 from lightning_sparse.core.select import clean
@@ -121,7 +121,7 @@ class Sparsifier:
 
     def densities(self) -> dict[str, float]:
         """Live share of each layer."""
-        return {name: p.live / p.size for name, p in self.params.items()}
+        return densities(self.params)
 
     def density(self) -> float:
         """Live share over all layers."""
