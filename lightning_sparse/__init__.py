@@ -1,36 +1,75 @@
 """Sparse training for PyTorch Lightning: one callback, any LightningModule, no change to the model's code."""
 
-from lightning_sparse.algorithms import GMP, SET, DropGrow, Periodic, RigL, SparseMomentum, Static
-from lightning_sparse.callbacks import DensityLogger, MaskUpdater
+from lightning_sparse.algorithms import (
+    ACDC,
+    DSR,
+    GMP,
+    MEST,
+    SET,
+    SNIP,
+    DropGrow,
+    GlobalMagnitude,
+    GraNet,
+    GraSP,
+    Periodic,
+    RigL,
+    SparseMomentum,
+    SRigL,
+    StagedSchedule,
+    Static,
+    SynFlow,
+)
+from lightning_sparse.callbacks import DensityLogger, MaskUpdater, Regularizer
 from lightning_sparse.core.algorithm import Algorithm
-from lightning_sparse.core.masks import Pattern, Unstructured
+from lightning_sparse.core.grouped import NM, FanIn
 from lightning_sparse.core.param import SparseParam
+from lightning_sparse.core.patterns import Block, Channel, Pattern, Unstructured
 from lightning_sparse.core.plan import Plan, plan
 from lightning_sparse.core.schedules import ConstantSchedule, CosineSchedule, CubicSchedule, LinearSchedule, Schedule
 from lightning_sparse.core.sparsifier import Sparsifier
+from lightning_sparse.reparam import L0, SRSTE, STR, TopKAST
 
 __version__ = "0.1.0.dev0"
 
 __all__ = [
+    "ACDC",
+    "DSR",
     "GMP",
+    "L0",
+    "MEST",
+    "NM",
     "SET",
+    "SNIP",
+    "SRSTE",
+    "STR",
     "Algorithm",
+    "Block",
+    "Channel",
     "ConstantSchedule",
     "CosineSchedule",
     "CubicSchedule",
     "DensityLogger",
     "DropGrow",
+    "FanIn",
+    "GlobalMagnitude",
+    "GraNet",
+    "GraSP",
     "LinearSchedule",
     "MaskUpdater",
     "Pattern",
     "Periodic",
     "Plan",
+    "Regularizer",
     "RigL",
+    "SRigL",
     "Schedule",
     "SparseMomentum",
     "SparseParam",
     "Sparsifier",
+    "StagedSchedule",
     "Static",
+    "SynFlow",
+    "TopKAST",
     "Unstructured",
     "plan",
 ]

@@ -1,24 +1,53 @@
 """The algorithms under contract, and one recorded run of each."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 import torch
-from helpers import DENSITY, SIZES, TOTAL, Net, Recorder, net, saver, state_tensors, stateful, trainer, weights
+from helpers import (
+    DENSITY,
+    SIZES,
+    TOTAL,
+    Net,
+    Recorder,
+    loader,
+    net,
+    samples,
+    saver,
+    state_tensors,
+    stateful,
+    trainer,
+    weights,
+)  # fmt: skip
 from torch import Tensor
+from torch.nn import functional as F
 
 from lightning_sparse import (
+    ACDC,
+    DSR,
     GMP,
+    L0,
+    MEST,
     SET,
+    SNIP,
+    SRSTE,
+    STR,
     Algorithm,
     DropGrow,
+    GlobalMagnitude,
+    GraNet,
+    GraSP,
     MaskUpdater,
     RigL,
     SparseMomentum,
     SparseParam,
     Sparsifier,
+    SRigL,
     Static,
+    SynFlow,
+    TopKAST,
 )
 
 
@@ -34,11 +63,31 @@ class Saliency(DropGrow):
 
 
 class Case(NamedTuple):
-    """An algorithm with what it keeps: the counts of its layers, their total, or a ramp of the total."""
+    """An algorithm with what it keeps: ERK's counts of layers, its own ones, their total, or a ramp of the total.
+
+    Where weights are latent, the optimizer's state is that of the latent ones: it is dense until they have settled.
+    """
 
     algorithm: Algorithm
-    keeps: Literal["layers", "total", "ramp"] = "layers"
+    keeps: Literal["layers", "own layers", "total", "ramp"] = "layers"
     moves: bool = True
+    totals: Callable[[int], int] | None = None  # of a ramp: live weights after a step
+    latent: bool = False
+
+
+def soft_total(step: int) -> int:
+    """Of 48, 398 and 86 (at most 100 there) 0.2 on top, from step 9 on 0.1, from step 12 on nothing."""
+    return 48 + 9 + 398 + 79 + 100 if step < 9 else 48 + 4 + 398 + 39 + 86 + 8 if step < 12 else TOTAL
+
+
+def granet_total(step: int) -> int:
+    """From half of all weights along eq. 1 of Zhu & Gupta, to step 9."""
+    return round(TOTAL + (1064 - TOTAL) * (1 - min(step // 3 * 3, 9) / 9) ** 3)
+
+
+def ticket_total(step: int) -> int:
+    """Three rounds to a quarter: after step 3 0.63 of 2128 weights live, after 6 0.397, after 9 a quarter."""
+    return [2128, 1341, 844, TOTAL][min(step // 3, 3)]
 
 
 WHEN = {"every": 3, "stop": 1.0}
@@ -50,7 +99,28 @@ CASES = {
     "rigl_regrow_dropped": Case(RigL(regrow_dropped=True, **WHEN)),
     "rigl_replace_step": Case(RigL(replace_step=True, **WHEN)),
     "sparse_momentum": Case(SparseMomentum(every=3), keeps="total"),
+    "dsr": Case(DSR(threshold=0.02, **WHEN), keeps="total"),
+    "mest": Case(MEST(**WHEN)),
+    "mest_soft": Case(MEST(variant="em_s", every=3, stop=12), keeps="ramp", totals=soft_total),
+    "srigl": Case(SRigL(**WHEN)),
     "gmp": Case(GMP(every=3, stop=9), keeps="ramp"),
+    "granet": Case(GraNet(end=9, **WHEN), keeps="ramp", totals=granet_total),
+    "acdc": Case(
+        ACDC(begin=3, every=6, stop=12, last=3), keeps="ramp", totals=lambda s: TOTAL if 3 <= s < 9 or s >= 12 else 2128
+    ),
+    "snip": Case(SNIP(), keeps="own layers", moves=False),
+    "grasp": Case(GraSP(samples=4), keeps="own layers", moves=False),
+    "synflow": Case(SynFlow(iterations=5), keeps="own layers", moves=False),
+    "global_magnitude": Case(GlobalMagnitude(rounds=3, stop=9), keeps="ramp", totals=ticket_total),
+    "lottery_ticket": Case(GlobalMagnitude(rounds=3, stop=9, rewind="init"), keeps="ramp", totals=ticket_total),
+    "late_ticket": Case(
+        GlobalMagnitude(rounds=3, stop=9, rewind=2, rewind_schedule=True), keeps="ramp", totals=ticket_total
+    ),
+    "str": Case(STR(every=3, stop=9), keeps="ramp", latent=True),
+    "l0": Case(L0(every=3, begin=0, stop=9, lr=0.05), keeps="ramp", latent=True),
+    "l0_unit": Case(L0(every=3, begin=0, stop=9, lr=0.05, gates="unit"), keeps="ramp", latent=True),
+    "topkast": Case(TopKAST(**WHEN), latent=True),
+    "srste": Case(SRSTE(**WHEN), latent=True),
     "saliency": Case(Saliency(**WHEN)),
 }
 SAMPLES, BATCH, EPOCHS = 56, 4, 2  # 14 steps an epoch, or 7 with two batches accumulated
@@ -60,6 +130,8 @@ def budget(case: Case, step: int) -> int:
     """Live weights in total after ``step``, by eq. 1 of Zhu & Gupta for the ramp (begin 0, stop 9, every 3)."""
     if case.keeps != "ramp":
         return TOTAL
+    if case.totals is not None:
+        return case.totals(step)
     progress = min(step // 3 * 3, 9) / 9
     return round(TOTAL + (sum(SIZES.values()) - TOTAL) * (1 - progress) ** 3)
 
@@ -110,5 +182,12 @@ def loop(name: str, optimizer: str, accumulate: int = 1) -> Loop:
     stepper = model.configure_optimizers()
     epoch = SAMPLES // BATCH // accumulate
     lengths = {"total_steps": EPOCHS * epoch, "epoch_steps": epoch}
-    return Loop(model, stepper, Sparsifier(model, CASES[name].algorithm, DENSITY, optimizers=[stepper], **lengths))
+    order = torch.Generator().manual_seed(0)  # that of a MaskUpdater whose seed is 0
+    data = {
+        "batches": loader(BATCH, SAMPLES, shuffle=True, generator=order),
+        "loss": lambda model, batch: F.cross_entropy(model.net(batch[0]), batch[1]),
+        "example_inputs": samples(1)[0][0][None],
+    }
+    algorithm = CASES[name].algorithm
+    return Loop(model, stepper, Sparsifier(model, algorithm, DENSITY, optimizers=[stepper], **lengths, **data))
 

@@ -62,6 +62,9 @@ class Net(LightningModule):
         super().__init__()
         self.net, self.optimizer = body(dropout), optimizer
 
+    def forward(self, x):
+        return self.net(x)
+
     def training_step(self, batch, batch_idx):
         return F.cross_entropy(self.net(batch[0]), batch[1])
 
@@ -160,11 +163,12 @@ class Recorder(Callback):
         counts: live weights by layer after each optimizer step.
         masks: a digest of the masks after each optimizer step.
         state_leaks: entries of optimizer state of dead weights that were not zero, all steps together.
+        last_leaks: the same after the last step.
     """
 
     def __init__(self, updater) -> None:
         self.updater = updater
-        self.forwards = self.leaks = self.state_leaks = 0
+        self.forwards = self.leaks = self.state_leaks = self.last_leaks = 0
         self.counts: list[dict[str, int]] = []
         self.masks: list[str] = []
         self._handles = []
@@ -193,7 +197,8 @@ class Recorder(Callback):
         self._steps, masks = trainer.global_step, self.updater.masks
         self.counts.append({name: int(mask.sum()) for name, mask in masks.items()})
         self.masks.append(digest(masks))
-        self.state_leaks += sum(dead_state(o, pl_module, masks) for o in trainer.optimizers)
+        self.last_leaks = sum(dead_state(o, pl_module, masks) for o in trainer.optimizers)
+        self.state_leaks += self.last_leaks
 
     def teardown(self, trainer, pl_module, stage):
         for handle in self._handles:

@@ -43,7 +43,7 @@ class Periodic(Algorithm):
         found = []
         if self.every != "epoch" and (type(self.every) is not int or self.every < 1):
             found.append(f"every must be a positive number of optimizer steps or 'epoch', got {self.every!r}")
-        return found + _wrong_moment("stop", self.stop)
+        return found + wrong_moment("stop", self.stop)
 
     def planned(self, total_steps: int | None, epoch_steps: int | None) -> "Self":
         """See :meth:`Algorithm.planned`."""
@@ -58,19 +58,8 @@ class Periodic(Algorithm):
         return replace(self, every=every, stop=self.steps("stop", self.stop, total_steps))
 
     def steps(self, name: str, moment: int | float, total_steps: int | None) -> int:
-        """A moment of the run in optimizer steps.
-
-        Raises:
-            ValueError: if it is a share of a run whose length is unknown.
-        """
-        if isinstance(moment, int):
-            return moment
-        if total_steps is None:
-            raise ValueError(
-                f"{type(self).__name__}: {name}={moment} is a share of the run, but the length of the run is unknown; "
-                f"give {name}= as a number of optimizer steps"
-            )
-        return max(1, round(moment * total_steps))
+        """A moment of the run in optimizer steps; see :func:`in_steps`."""
+        return in_steps(self, name, moment, total_steps)
 
     def too_short(self, total_steps: int | None) -> str:
         """See :meth:`Algorithm.too_short`."""
@@ -149,16 +138,42 @@ class DropGrow(Periodic):
         n = n if self.regrow_dropped else min(n, p.size - p.live)
         if n == 0:
             return p.mask
-        kept = p.keep(self.drop_score(p), p.live - n, p.mask)
-        return self.regrow(p, kept, n)
+        return self.exchange(p, p.mask, n)
+
+    def exchange(self, p: SparseParam, mask: Tensor, n: int) -> Tensor:
+        """``mask``, which is part of what lives, with ``n`` of its weights (or what its pattern lets go) for others."""
+        live = int(mask.count_nonzero())
+        kept = p.shrink(self.drop_score(p), live - n, mask, None if self.regrow_dropped else ~p.mask)
+        return self.regrow(p, kept, live - int(kept.count_nonzero()))
 
     def regrow(self, p: SparseParam, kept: Tensor, n: int) -> Tensor:
-        """``kept`` and ``n`` grown weights."""
+        """``kept`` and ``n`` grown weights, in the pattern."""
         candidates = ~kept if self.regrow_dropped else ~p.mask
-        return kept | p.keep(self.grow_score(p), n, candidates)
+        return p.fill(kept, self.grow_score(p), int(kept.count_nonzero()) + n, candidates)
 
 
-def _wrong_moment(name: str, value: int | float) -> list[str]:
+def in_steps(owner: Algorithm, name: str, moment: int | float, total_steps: int | None) -> int:
+    """A moment of the run in optimizer steps.
+
+    Raises:
+        ValueError: if it is a share of a run whose length is unknown.
+
+    Example:
+        >>> in_steps(Algorithm(), "stop", 0.75, 1000), in_steps(Algorithm(), "stop", 300, None)
+        (750, 300)
+    """
+    if isinstance(moment, int):
+        return moment
+    if total_steps is None:
+        raise ValueError(
+            f"{type(owner).__name__}: {name}={moment} is a share of the run, but the length of the run is unknown; "
+            f"give {name}= as a number of optimizer steps"
+        )
+    return max(1, round(moment * total_steps))
+
+
+def wrong_moment(name: str, value: int | float) -> list[str]:
+    """What is wrong with a moment of the run; empty when all is well."""
     whole = isinstance(value, int) and not isinstance(value, bool)
     if (whole and value >= 1) or (isinstance(value, float) and 0 < value <= 1):
         return []

@@ -61,6 +61,10 @@ class GMP(Periodic):
             return ""
         return f"the run ends at step {total_steps}, before the final density at stop={self.stop}; give a smaller stop="
 
+    def settled(self, step: int) -> bool:
+        """From ``stop`` on."""
+        return step >= self.stop
+
     def due(self, step: int) -> bool:
         """Every so often between ``begin`` and ``stop``, and at ``stop``: the final density is always reached."""
         return self.begin < step and (super().due(step) or step == self.stop)

@@ -3,16 +3,25 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import floor
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from lightning_sparse.algorithms.base import DropGrow
 from lightning_sparse.core.algorithm import Masks
-from lightning_sparse.core.allocation import apportion
+from lightning_sparse.core.allocation import deal
 from lightning_sparse.core.param import SparseParam
 from lightning_sparse.core.schedules import ConstantSchedule, CosineSchedule, Schedule
+
+_ITOP = CosineSchedule(0.5, 0.005)
+
+
+def _fill_in(algorithm: DropGrow, own: tuple[object, ...]) -> None:
+    """Set what was left None: in the order of the fields, what the variant takes."""
+    for name, value in zip(("every", "stop", "fraction", "regrow_dropped"), own, strict=False):
+        if getattr(algorithm, name) is None:
+            object.__setattr__(algorithm, name, value)  # the dataclass is frozen
 
 
 @dataclass(frozen=True)
@@ -23,9 +32,12 @@ class SET(DropGrow):
     steps, with RigL's schedule. ``variant="original"`` is the authors' own: after every epoch of the whole run, a
     constant share of the smallest positive and of the largest negative weights each, and whatever is zero; weights
     just dropped may be drawn again (here they then keep their value; in the authors' Keras code they restart at 0).
+    ``variant="itop"`` explores more: half of the weights every 1500 steps of the whole run (Liu et al. 2021,
+    https://arxiv.org/abs/2102.02887, for CIFAR with batches of 128); ``masks/explored`` of a
+    :class:`DensityLogger` is their R_s.
 
     Args:
-        variant: "magnitude" or "original".
+        variant: "magnitude", "original" or "itop".
         every: optimizer steps between updates, or "epoch"; None takes the variant's own.
         stop: last step at which masks may move (int), or share of the run (float); None takes the variant's own.
         fraction: share of the live weights to drop; None takes the variant's own.
@@ -37,7 +49,7 @@ class SET(DropGrow):
         (100, 'epoch')
     """
 
-    variant: Literal["magnitude", "original"] = "magnitude"
+    variant: Literal["magnitude", "original", "itop"] = "magnitude"
     every: int | Literal["epoch"] | None = None  # type: ignore[assignment]  # None until __post_init__ has resolved it
     stop: int | float | None = None  # type: ignore[assignment]
     fraction: Schedule | None = None  # type: ignore[assignment]
@@ -45,22 +57,17 @@ class SET(DropGrow):
 
     def __post_init__(self) -> None:
         """Fill in what the variant decides, then check."""
-        original = self.variant == "original"
-        own = {
-            "every": "epoch" if original else 100,
-            "stop": 1.0 if original else 0.75,
-            "fraction": ConstantSchedule(0.3) if original else CosineSchedule(0.3),
-            "regrow_dropped": original,
+        own: dict[str, tuple[object, ...]] = {
+            "original": ("epoch", 1.0, ConstantSchedule(0.3), True),
+            "itop": (1500, 1.0, _ITOP, False),
         }
-        for name, value in own.items():
-            if getattr(self, name) is None:
-                object.__setattr__(self, name, value)  # the dataclass is frozen
+        _fill_in(self, own.get(self.variant, (100, 0.75, CosineSchedule(0.3), False)))
         super().__post_init__()
 
     def problems(self) -> list[str]:
         """What is wrong with the hyper-parameters, a sentence each."""
-        known = self.variant in ("magnitude", "original")
-        wrong = [] if known else [f"variant must be 'magnitude' or 'original', got {self.variant!r}"]
+        known = self.variant in ("magnitude", "original", "itop")
+        wrong = [] if known else [f"variant must be 'magnitude', 'original' or 'itop', got {self.variant!r}"]
         return wrong + super().problems()
 
     def needs_gradient(self, step: int) -> bool:
@@ -76,18 +83,21 @@ class SET(DropGrow):
         return p.uniform("grow")
 
     def rewire(self, p: SparseParam, share: float) -> Tensor:
-        """Exchange a share of the weights; the original variant counts each sign by itself."""
-        if self.variant == "magnitude":
+        """Exchange a share of the weights; the original variant counts each sign by itself (a tile has none)."""
+        if self.variant != "original" or p.pattern.tiled:
             return super().rewire(p, share)
         kept = torch.zeros_like(p.mask)
         for side in (p.mask & (p.weight > 0), p.mask & (p.weight < 0)):
             count = int(side.count_nonzero())
-            kept |= p.keep(p.weight.abs(), count - floor(share * count + 1e-9), side)
+            kept |= p.shrink(p.weight.abs(), count - floor(share * count + 1e-9), side)
         n = p.live - int(kept.count_nonzero())
         room = n if self.regrow_dropped else p.size - p.live
         if n > room:  # a layer that is almost full: keep the best of what would have gone
-            kept |= p.keep(p.weight.abs(), n - room, p.mask & ~kept)
-        return self.regrow(p, kept, min(n, room))
+            kept |= p.shrink(p.weight.abs(), n - room, p.mask & ~kept)
+        if not self.regrow_dropped:  # and of a group of the pattern what it could not grow again
+            first = torch.where(kept, torch.inf, p.weight.abs())
+            kept |= p.shrink(first, int(kept.count_nonzero()), p.mask, ~p.mask)
+        return self.regrow(p, kept, p.live - int(kept.count_nonzero()))
 
 
 @dataclass(frozen=True)
@@ -97,19 +107,39 @@ class RigL(DropGrow):
     Source: Evci et al. 2020, https://arxiv.org/abs/1911.11134, algorithm 1. Differences from the authors' code, each a
     switch: an update follows the optimizer step (``replace_step=True``: takes its place), weights just dropped do not
     compete for growth (``regrow_dropped=True``: they do, and keep their value), nothing is drawn to break ties, and
-    the first update comes after ``every`` steps, not at step 0.
+    the first update comes after ``every`` steps, not at step 0. ``variant="itop"`` explores more: half of the weights
+    every 4000 steps of the whole run (Liu et al. 2021, https://arxiv.org/abs/2102.02887, for CIFAR with batches of
+    128); ``masks/explored`` of a :class:`DensityLogger` is their R_s.
 
     Args:
-        every: optimizer steps between updates, or "epoch".
-        stop: last step at which masks may move: optimizer steps (int), or a share of the run (float).
-        fraction: share of the live weights to drop, from the first step to ``stop``.
+        every: optimizer steps between updates, or "epoch"; None takes the variant's own.
+        stop: last step at which masks may move (int), or share of the run (float); None takes the variant's own.
+        fraction: share of the live weights to drop, from the first step to ``stop``; None takes the variant's own.
         regrow_dropped: whether a weight just dropped may be grown at once, keeping its value.
         replace_step: whether an update takes the place of the optimizer step.
+        variant: "paper" or "itop".
 
     Example:
         >>> RigL(every=200, stop=10_000, fraction=CosineSchedule(0.5)).due(400)
         True
+        >>> RigL(variant="itop").every, RigL(variant="itop").fraction
+        (4000, CosineSchedule(start=0.5, end=0.005))
     """
+
+    every: int | Literal["epoch"] | None = None  # type: ignore[assignment]  # None until __post_init__ has resolved it
+    stop: int | float | None = None  # type: ignore[assignment]
+    fraction: Schedule | None = None  # type: ignore[assignment]
+    variant: Literal["paper", "itop"] = "paper"
+
+    def __post_init__(self) -> None:
+        """Fill in what the variant decides, then check."""
+        _fill_in(self, (4000, 1.0, _ITOP) if self.variant == "itop" else (100, 0.75, CosineSchedule(0.3)))
+        super().__post_init__()
+
+    def problems(self) -> list[str]:
+        """What is wrong with the hyper-parameters, a sentence each."""
+        known = self.variant in ("paper", "itop")
+        return ([] if known else [f"variant must be 'paper' or 'itop', got {self.variant!r}"]) + super().problems()
 
     def drop_score(self, p: SparseParam) -> Tensor:
         """The magnitude."""
@@ -152,6 +182,8 @@ class SparseMomentum(DropGrow):
         CosineSchedule(start=0.5, end=0.005)
     """
 
+    moves_budget: ClassVar[bool] = True
+
     every: int | Literal["epoch"] = "epoch"
     stop: int | float = 1.0
     fraction: Schedule = CosineSchedule(0.5, 0.005)
@@ -186,16 +218,15 @@ class SparseMomentum(DropGrow):
         params = [p for p in params if "momentum" in p.state]  # a layer that never had a gradient stays as it is
         share = self.fraction(step, int(self.stop))
         # one stays in every layer, which might be dealt nothing
-        kept = {
-            p.name: p.keep(self.drop_score(p), max(1, p.live - floor(share * p.live + 1e-9)), p.mask) for p in params
-        }
+        left = [max(p.least, p.live - floor(share * p.live / p.unit + 1e-9) * p.unit) for p in params]
+        kept = {p.name: p.keep(self.drop_score(p), k, p.mask) for p, k in zip(params, left, strict=True)}
         count = {name: int(mask.count_nonzero()) for name, mask in kept.items()}
         room = [p.size - (count[p.name] if self.regrow_dropped else p.live) for p in params]
-        dropped = sum(p.live - count[p.name] for p in params)
+        dropped = max(0, sum(p.target - count[p.name] for p in params))
         if dropped > sum(room):  # almost dense: there is no room to move everything
             return {p.name: self.rewire(p, share) for p in params}
         means = [float(self.grow_score(p)[p.mask].mean()) for p in params]
-        grown = apportion(means, dropped, room)
+        grown = deal(means, dropped, [0] * len(params), room, [p.unit for p in params])
         return {p.name: self.regrow(p, kept[p.name], n) for p, n in zip(params, grown, strict=True)}
 
     def training_flops(self, sparse: float, dense: float) -> float:

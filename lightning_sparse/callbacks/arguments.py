@@ -3,10 +3,10 @@
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from lightning_sparse.algorithms import ALGORITHMS
+from lightning_sparse.catalogue import ALGORITHMS
 from lightning_sparse.core.algorithm import Algorithm
 from lightning_sparse.core.allocation import ALLOCATIONS
-from lightning_sparse.core.masks import Pattern
+from lightning_sparse.core.patterns import Pattern
 
 if TYPE_CHECKING:
     from lightning_sparse.callbacks.mask_updater import MaskUpdater

@@ -3,15 +3,15 @@
 import weakref
 from typing import Any, Literal
 
-from lightning_sparse.algorithms import ALGORITHMS
 from lightning_sparse.callbacks.arguments import problems
 from lightning_sparse.callbacks.base import (
     Callback,
-    MisconfigurationException,
-    rank_zero_info,
     without_model,
 )
-from lightning_sparse.callbacks.notices import announce, warn
+from lightning_sparse.callbacks.engine import build, chosen
+from lightning_sparse.callbacks.learning_rate import LearningRate
+from lightning_sparse.callbacks.monitors import reset_monitors, warn_of_dense_best
+from lightning_sparse.callbacks.notices import warn
 from lightning_sparse.callbacks.run import (
     follow_averages,
     gather_random_states,
@@ -23,13 +23,17 @@ from lightning_sparse.core.algorithm import Algorithm, Masks
 from lightning_sparse.core.allocation import AllocationName
 from lightning_sparse.core.checkpoint import saved_masks
 from lightning_sparse.core.errors import raise_problems
-from lightning_sparse.core.masks import Pattern
 from lightning_sparse.core.param import Init
+from lightning_sparse.core.patterns import Pattern
 from lightning_sparse.core.plan import Plan
-from lightning_sparse.core.select import left_dense, select
 from lightning_sparse.core.sparsifier import Sparsifier
 
-AlgorithmName = Literal["static", "set", "rigl", "sparse_momentum", "gmp"]
+AlgorithmName = Literal[
+    "static", "snip", "grasp", "synflow",
+    "set", "rigl", "sparse_momentum", "dsr", "mest", "srigl",
+    "gmp", "global_magnitude", "granet", "acdc",
+    "str", "l0", "topkast", "srste",
+]  # fmt: skip
 
 
 class MaskUpdater(Callback):
@@ -41,8 +45,9 @@ class MaskUpdater(Callback):
     window of accumulated batches, whose gradients no checkpoint holds).
 
     Args:
-        algorithm: "static", "set", "rigl", "sparse_momentum" or "gmp", or an object such as ``RigL(every=200)``.
-        density: live share of all chosen weights together, in (0, 1], or one for each glob over names; None is 0.1.
+        algorithm: a name ("static", "rigl", "gmp", "snip", "str" ...), or an object such as ``RigL(every=200)``.
+        density: live share of all chosen weights together, in (0, 1], or one for each glob over names; None takes the
+            pattern's or the algorithm's own (NM(2, 4): 0.5; STR and L0: what comes out), else 0.1.
         allocation: how density is shared over layers: "uniform", "er", "erk" or "global"; None takes the algorithm's.
         pattern: the shape that live weights may take; None lets any weight live.
         init: "random", or "magnitude" to keep the largest weights of a model that is trained already.
@@ -50,6 +55,8 @@ class MaskUpdater(Callback):
         exclude: globs of what stays dense.
         compute: "dense" multiplies with zeros. It is the only way so far.
         seed: of the masks' randomness; the global random state is never touched.
+        reset_monitors: whether ModelCheckpoint and EarlyStopping begin anew when the final density is reached; else the
+            best model under algorithms that begin dense may be one from before.
         restore_rng: whether a resumed run also gets back the random states of torch, CUDA, numpy and Python.
         name: tells several MaskUpdaters of one Trainer apart, also in checkpoints.
 
@@ -79,20 +86,23 @@ class MaskUpdater(Callback):
         exclude: list[str] | tuple[str, ...] = (),
         compute: Literal["dense"] = "dense",
         seed: int = 0,
+        reset_monitors: bool = False,
         restore_rng: bool = True,
         name: str = "MaskUpdater",
     ) -> None:
         self.algorithm, self.density_wanted, self.allocation = algorithm, density, allocation
         self.pattern, self.init, self.compute = pattern, init, compute
         self.include, self.exclude = include, exclude
-        self.seed, self.restore_rng, self.name = seed, restore_rng, name
+        self.seed, self.reset_monitors, self.restore_rng, self.name = seed, reset_monitors, restore_rng, name
         raise_problems(problems(self), "MaskUpdater")
         self.sparsifier: Sparsifier | None = None
         self._model: weakref.ref[Any] | None = None
         self._loaded: weakref.ref[Any] | None = None  # what a checkpoint's weights went into last
         self._pending: dict[str, Any] = {}  # from a checkpoint
         self._carried: dict[str, Any] = {}  # from the callback that this is a copy of
-        self._updates = 0
+        self._updates = self._rewinds = 0
+        self._begun_anew = False  # whether monitors were reset
+        self._rates = LearningRate()
         self._failed = False
 
     # What a user reads ---------------------------------------------------------------------------------------------
@@ -157,6 +167,10 @@ class MaskUpdater(Callback):
         for optimizer in trainer.optimizers:
             self.sparsifier.attach(optimizer)
         warn(self.name, self.sparsifier, horizon(trainer)[0])
+        if not self.reset_monitors:
+            warn_of_dense_best(self.name, trainer, self.sparsifier)
+        if self.sparsifier.algorithm.rewind_step == self.sparsifier.steps == 0:
+            self._rates.save(trainer)
         follow_averages(trainer, self.sparsifier)
         self._updates = self.sparsifier.updates
         if rng is not None and self.restore_rng and trainer.global_step > 0:
@@ -166,6 +180,7 @@ class MaskUpdater(Callback):
         """Forget what was staged for a step that a gradient scaler skipped."""
         if self.sparsifier:
             self.sparsifier.discard()
+            self._rewind_rates(trainer)
 
     def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
         """Gradients are accumulated, averaged and unscaled, and not yet clipped."""
@@ -177,6 +192,11 @@ class MaskUpdater(Callback):
         if self.sparsifier and self.sparsifier.updates != self._updates:
             self._updates = self.sparsifier.updates
             follow_averages(trainer, self.sparsifier)
+            if self.reset_monitors and not self._begun_anew and self.sparsifier.settled():
+                self._begun_anew = True
+                reset_monitors(self.name, trainer)
+        if self.sparsifier and 0 != self.sparsifier.algorithm.rewind_step == self.sparsifier.steps:
+            self._rates.save(trainer)
 
     def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Let go of the optimizers; masks stay, for a next fit."""
@@ -193,7 +213,8 @@ class MaskUpdater(Callback):
         """Masks, counters, the algorithm's state and the random states."""
         if self.sparsifier is None:
             return self._pending or self._carried
-        return {**self.sparsifier.state_dict(), "rng": gather_random_states(alone=self._failed)}
+        run = {"begun_anew": self._begun_anew, "rewinds": self._rewinds, "rates": self._rates.saved}
+        return {**self.sparsifier.state_dict(), "run": run, "rng": gather_random_states(alone=self._failed)}
 
     def on_load_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
         """``test(ckpt_path=...)`` after a fit has put other weights into the model: their masks come with them."""
@@ -215,54 +236,25 @@ class MaskUpdater(Callback):
 
     def _prepare(self, trainer: Any, pl_module: Any) -> None:
         """An engine for this model and this run: from a checkpoint, from the fit before, or new."""
+        run = self._pending.get("run", {})
+        self._begun_anew = run.get("begun_anew", False)
+        self._rates.load(run.get("rates", {}))
         if self.sparsifier is None or not _is(self._model, pl_module) or self._pending:
-            self.sparsifier = self._build(trainer, pl_module)
+            self.sparsifier = build(self, trainer, pl_module, self._pending or self._carried)
             self._model = weakref.ref(pl_module)
         else:  # another run with the masks of the last one; a Trainer that goes on counts on
-            algorithm = self._algorithm().planned(*horizon(trainer))
+            algorithm = chosen(self).planned(*horizon(trainer))
             self.sparsifier.restart(algorithm, 0 if trainer.global_step == 0 else self.sparsifier.steps)
+        self._rewinds = run.get("rewinds", self.sparsifier.rewinds)
         self._pending, self._carried = {}, {}
 
-    def _algorithm(self) -> Algorithm:
-        return self.algorithm if isinstance(self.algorithm, Algorithm) else ALGORITHMS[self.algorithm]()
-
-    def _build(self, trainer: Any, pl_module: Any) -> Sparsifier:
-        total, epoch = horizon(trainer)
-        init = self.init
-        if not (self._pending or self._carried) and trainer.ckpt_path is not None and init == "random":
-            rank_zero_info(f"{self.name}: the checkpoint was trained dense; the largest of its weights stay live.")
-            init = "magnitude"
-        self._check_others(trainer, pl_module)
-        sparsifier = Sparsifier(
-            pl_module,
-            self._algorithm(),
-            self.density_wanted,
-            optimizers=trainer.optimizers,
-            allocation=self.allocation,
-            pattern=self.pattern,
-            init=init,
-            include=self.include,
-            exclude=self.exclude,
-            seed=self.seed,
-            total_steps=total,
-            epoch_steps=epoch,
-            state=self._pending or self._carried or None,
-        )
-        if (self._pending or self._carried) and trainer.global_step == 0:
-            sparsifier.restart(sparsifier.algorithm)
-        announce(self.name, sparsifier, left_dense(pl_module, sparsifier.params, self.exclude))
-        return sparsifier
-
-    def _check_others(self, trainer: Any, pl_module: Any) -> None:
-        """Before any of them has touched a weight."""
-        mine = {target.name for target in select(pl_module, self.include, self.exclude)}
-        for other in trainer.callbacks:
-            if isinstance(other, MaskUpdater) and other is not self:
-                both = [t.name for t in select(pl_module, other.include, other.exclude) if t.name in mine]
-                if both:
-                    raise MisconfigurationException(
-                        f"{self.name} and {other.name} both want {', '.join(both)}; give each its own include= globs"
-                    )
+    def _rewind_rates(self, trainer: Any) -> None:
+        """Before the first batch after a rewinding, when the schedulers have taken their step for the last one."""
+        assert self.sparsifier is not None
+        if self._rewinds != self.sparsifier.rewinds:
+            self._rewinds = self.sparsifier.rewinds
+            if getattr(self.sparsifier.algorithm, "rewind_schedule", False):
+                self._rates.restore(trainer)
 
 
 def _is(held: "weakref.ref[Any] | None", model: Any) -> bool:

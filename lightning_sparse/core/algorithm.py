@@ -2,17 +2,20 @@
 
 from abc import ABC
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
-from lightning_sparse.core.allocation import AllocationName, apportion
+from lightning_sparse.core.allocation import AllocationName, apportion, deal
 from lightning_sparse.core.masks import keep_top
 from lightning_sparse.core.param import SparseParam
+from lightning_sparse.core.patterns import Pattern
 
 if TYPE_CHECKING:
     from typing_extensions import Self
+
+    from lightning_sparse.core.probe import Probe
 
 Masks = dict[str, Tensor]
 
@@ -24,6 +27,9 @@ class Algorithm(ABC):
     """
 
     allocation: ClassVar[AllocationName] = "erk"  # where the user names none
+    own_pattern: ClassVar[Pattern | None] = None  # where the user names neither pattern nor density
+    asks: ClassVar[Literal["nothing", "loss", "inputs"]] = "nothing"  # what the first masks are made from
+    moves_budget: ClassVar[bool] = False  # whether updates move weights from layer to layer
     replace_step: bool = False
 
     def planned(self, total_steps: int | None, epoch_steps: int | None) -> "Self":
@@ -37,6 +43,19 @@ class Algorithm(ABC):
             ValueError: if a length that is unknown is needed.
         """
         return self
+
+    def settled(self, step: int) -> bool:
+        """Whether the density after optimizer step ``step`` is the final one, and stays so."""
+        return True
+
+    def rewinds(self, step: int) -> bool:
+        """Whether weights and optimizer state go back to those of step :attr:`rewind_step` after ``step``."""
+        return False
+
+    @property
+    def rewind_step(self) -> int | None:
+        """The optimizer step whose weights are kept to go back to (0: the first ones); None for none."""
+        return None
 
     def too_short(self, total_steps: int | None) -> str:
         """What will not happen in a run of that length, and the way out; empty when all is well."""
@@ -55,6 +74,10 @@ class Algorithm(ABC):
         scores = {p.name: p.weight.abs() if p.init == "magnitude" else p.uniform("init") for p in params}
         return keep_budget(params, scores, [p.target for p in params])
 
+    def init_from(self, params: Sequence[SparseParam], probe: "Probe") -> Masks:
+        """The first masks of an algorithm that ``asks`` for data; see :class:`lightning_sparse.core.probe.Probe`."""
+        return self.init(params)
+
     def update(self, params: Sequence[SparseParam], step: int) -> Masks:
         """The masks after optimizer step ``step``; pure. Sees all parameters of an optimizer: budgets may move."""
         return {}
@@ -70,6 +93,35 @@ class Algorithm(ABC):
         return 3 * sparse
 
 
+def ramp(params: Sequence[SparseParam], share: float) -> list[int]:
+    """How many weights live in each layer on the way down: ``share`` 1 is dense, 0 the planned density.
+
+    Example:
+        >>> from lightning_sparse import GMP, Sparsifier
+        >>> engine = Sparsifier(torch.nn.Linear(10, 10), GMP(stop=10), 0.2)
+        >>> ramp(list(engine.params.values()), 0.5)
+        [60]
+    """
+    exact = [p.target + (p.size - p.target) * share for p in params]
+    return apportion(exact, round(sum(exact)), [p.size for p in params], lower=1)
+
+
+def thin(params: Sequence[SparseParam], share: float) -> list[int]:
+    """The same in equal factors: after each equal part of the way, the same share of what lived before is left.
+
+    Example:
+        >>> from lightning_sparse import Sparsifier, Static
+        >>> engine = Sparsifier(torch.nn.Linear(10, 10), Static(), 0.25)
+        >>> thin(list(engine.params.values()), 0.5)
+        [50]
+    """
+    size, target = sum(p.size for p in params), sum(p.target for p in params)
+    exact = [p.size * (p.target / p.size) ** share for p in params]
+    together = bool(params) and params[0].scope == "global"  # then only the sum counts
+    total = size * (target / size) ** share if together else sum(exact)
+    return apportion(exact, round(total), [p.size for p in params], lower=1)
+
+
 def keep_budget(params: Sequence[SparseParam], scores: Masks, counts: Sequence[int], live_only: bool = False) -> Masks:
     """Masks of the best scores: layer by layer, or over all layers together under ``allocation="global"``.
 
@@ -80,10 +132,13 @@ def keep_budget(params: Sequence[SparseParam], scores: Masks, counts: Sequence[i
         live_only: whether dead weights stay dead.
 
     Returns:
-        Masks by name, with exactly ``sum(counts)`` live weights, at least one in every layer.
+        Masks by name, with exactly ``sum(counts)`` live weights, at least one in every layer; under a pattern that has
+        units, whole units, of the nearest number (see :func:`deal`).
     """
     among = {p.name: p.mask if live_only else torch.ones_like(p.mask) for p in params}
     if not params or params[0].scope == "layer":
+        if any(p.least > 1 for p in params):
+            counts = _deal(params, counts, sum(counts), among)
         pairs = zip(params, counts, strict=True)
         return {p.name: p.keep(scores[p.name], k, among[p.name]) for p, k in pairs}
     device = params[0].mask.device
@@ -91,6 +146,13 @@ def keep_budget(params: Sequence[SparseParam], scores: Masks, counts: Sequence[i
     allowed = torch.cat([among[p.name].flatten().to(device) for p in params])
     joint = torch.split(keep_top(flat, sum(counts), allowed), [p.size for p in params])
     ranked = [int(part.count_nonzero()) for part in joint]
-    room = [int(among[p.name].count_nonzero()) for p in params]
-    final = apportion([float(n) for n in ranked], sum(counts), room, lower=1)  # no layer may die
+    final = _deal(params, ranked, sum(counts), among)  # no layer may die
     return {p.name: p.keep(scores[p.name], k, among[p.name]) for p, k in zip(params, final, strict=True)}
+
+
+def _deal(params: Sequence[SparseParam], counts: Sequence[int], total: int, among: Masks) -> list[int]:
+    """Counts that the patterns can have, in proportion to ``counts``."""
+    units = [p.unit for p in params]
+    room = [int(among[p.name].count_nonzero()) // p.unit * p.unit for p in params]
+    least = [min(p.least, r) for p, r in zip(params, room, strict=True)]
+    return deal([float(n) for n in counts], total, least, room, units)

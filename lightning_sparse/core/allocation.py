@@ -111,6 +111,47 @@ def apportion(shares: Sequence[float], total: int, upper: Sequence[int], lower: 
     return counts
 
 
+def deal(
+    shares: Sequence[float], total: int, lower: Sequence[int], upper: Sequence[int], units: Sequence[int]
+) -> list[int]:
+    """Multiples of ``units`` close to ``shares``, with a sum as close to ``total`` as that allows.
+
+    A layer is less than one unit above or below its share. The largest remainders are rounded up as long as they fit;
+    then, if that brings the sum nearer, one more. So the sum misses ``total`` by at most half of the smallest unit that
+    was not rounded up; with equal units it is exact, or the nearest multiple.
+
+    Args:
+        shares: real numbers, not negative; only their proportions count where they do not sum to ``total``.
+        total: the sum to come close to.
+        lower: least value of each, a multiple of its unit.
+        upper: greatest value of each, a multiple of its unit.
+        units: positive.
+
+    Raises:
+        ValueError: if the bounds do not admit ``total``.
+
+    Example:
+        >>> deal([10.0, 21.0, 9.0], 40, lower=[4, 5, 1], upper=[40, 50, 9], units=[4, 5, 1])
+        [12, 20, 9]
+    """
+    if not sum(lower) <= total <= sum(upper):
+        raise ValueError(f"cannot share {total} over {len(upper)} layers that take {sum(lower)} to {sum(upper)}")
+    exact = _fill(shares, total, lower, upper)
+    bounds = list(zip(exact, lower, upper, units, strict=True))
+    counts = [min(hi, max(lo, floor(x / unit + 1e-9) * unit)) for x, lo, hi, unit in bounds]
+    order = sorted(range(len(counts)), key=lambda i: ((counts[i] - exact[i]) / units[i], i))
+    low = [i for i in order if counts[i] + units[i] <= upper[i]]
+    missing = total - sum(counts)
+    for i in list(low):
+        if units[i] <= missing:
+            counts[i] += units[i]
+            missing -= units[i]
+            low.remove(i)
+    if low and units[smallest := min(low, key=lambda i: units[i])] < 2 * missing:
+        counts[smallest] += units[smallest]
+    return counts
+
+
 def _fill(shares: Sequence[float], total: int, lower: Sequence[int], upper: Sequence[int]) -> list[float]:
     """Real numbers proportional to ``shares`` inside the bounds that sum to ``total``: what overflows is shared on."""
     fixed: dict[int, float] = {}
@@ -130,13 +171,13 @@ def _fill(shares: Sequence[float], total: int, lower: Sequence[int], upper: Sequ
             return [fixed[i] for i in range(len(shares))]
 
 
-def least_density(sizes: Sequence[int]) -> float:
-    """The smallest density that leaves every layer one live weight, rounded up to four digits.
+def least_density(sizes: Sequence[int], least: int | None = None) -> float:
+    """The smallest density that leaves every layer one live weight (or ``least`` in all), rounded up to four digits.
 
     Example:
         >>> least_density([75, 25]), least_density([700, 23])
         (0.02, 0.002767)
     """
-    exact = len(sizes) / sum(sizes)
+    exact = (len(sizes) if least is None else least) / sum(sizes)
     unit = 10 ** (floor(log10(exact)) - 3)
     return float(f"{ceil(exact / unit - 1e-9) * unit:.12g}")

@@ -22,6 +22,8 @@ class Saved(NamedTuple):
     overdue: frozenset[str]
     updates: int
     states: dict[str, dict[str, Tensor]]
+    latents: dict[str, Tensor | None]
+    targets: dict[str, int]
 
 
 def pack(
@@ -41,6 +43,7 @@ def pack(
                 "steps": steps[name],
                 "overdue": name in overdue,
                 "state": {key: value.detach().clone() for key, value in p.state.items()},  # not a view's whole storage
+                **({} if p.latent is None else {"latent": p.latent.detach().clone()}),
             }
             for name, p in params.items()
         },
@@ -78,6 +81,8 @@ def unpack(state: Mapping[str, Any], params: Mapping[str, SparseParam], algorith
         frozenset(name for name, row in rows.items() if row["overdue"]),
         state["updates"],
         {name: row["state"] for name, row in rows.items()},
+        {name: row.get("latent") for name, row in rows.items()},
+        {name: row["target"] for name, row in rows.items()},
     )
 
 

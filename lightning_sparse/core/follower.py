@@ -9,8 +9,9 @@ from torch.optim import LBFGS, Optimizer
 
 from lightning_sparse.core.algorithm import Algorithm
 from lightning_sparse.core.hooks import StepHooks, loss_scale, skipped
+from lightning_sparse.core.latent import Latent, learn, pull_back, settle_latents, show, swap_in, swap_out
 from lightning_sparse.core.masks import clear
-from lightning_sparse.core.optstate import ZeroGuard, forget, mask_state, sweep
+from lightning_sparse.core.optstate import ZeroGuard, carry_state, forget, sweep
 from lightning_sparse.core.param import SparseParam
 
 _WIDE = {torch.float16: torch.float32, torch.bfloat16: torch.float32}
@@ -27,6 +28,7 @@ class Follower:
         steps: optimizer steps taken so far.
         overdue: whether an update waits for a finite gradient.
         moved: called after masks moved.
+        stepped: called with the optimizer and its step count after every step, masks moved.
     """
 
     def __init__(
@@ -38,11 +40,12 @@ class Follower:
         steps: int,
         overdue: bool,
         moved: Callable[[], None],
+        stepped: Callable[[Optimizer, int], None],
     ) -> None:
-        self._optimizer, self._owned, self._moved = weakref.ref(optimizer), owned, moved
+        self._optimizer, self._owned, self._moved, self._stepped = weakref.ref(optimizer), owned, moved, stepped
         self.params, self._size = owned(optimizer), _size(optimizer)
         self.algorithm, self.steps, self.overdue = algorithm, steps, overdue
-        self._staged = self._replaced = False
+        self._staged = self._replaced = self._swapped = False
         self._masked: dict[str, tuple[Tensor, int]] = {}  # gradients that were masked, and their version then
         self._guard = ZeroGuard()
         self._hooks = StepHooks(optimizer, self._open, self._before, self.commit)
@@ -65,6 +68,10 @@ class Follower:
 
     def remove(self) -> None:
         """Let go of the optimizer."""
+        if self._swapped:  # a step failed half way
+            with torch.no_grad():
+                self._swap_out()
+                show(self.algorithm, self.params)
         self.discard()
         self._hooks.remove()
 
@@ -79,6 +86,11 @@ class Follower:
         for p in self.params:
             p.fit()
         step = self.steps + 1
+        if self._latent:
+            if not self._staged:
+                pull_back(self.algorithm, self.params)
+            self._staged = True
+            return
         if self._needs_gradient(step):
             self._keep_gradients()
         self._staged = True
@@ -90,15 +102,20 @@ class Follower:
         """The step has happened: count it, move masks if that is due, zero what is dead."""
         with torch.no_grad():
             self._guard.lower()
+            self._swap_out()
             if self._staged and not skipped(self.optimizer):
                 self.steps += 1
                 self._unscale()
                 self._observe(self.steps)
                 if not self._replaced and self._due(self.steps):
                     self._update(self.steps)
+                if self._latent and isinstance(self.algorithm, Latent) and not self.algorithm.holds(self.steps):
+                    self._settle()
+                self._stepped(self.optimizer, self.steps)
             # else a step within a step: an optimizer that calls its parent's, whose hooks have done the rest
+            show(self.algorithm, self.params)
             zero(self.params)
-            sweep(self.optimizer, self.params)
+            sweep(self.optimizer, [p for p in self.params if p.latent is None])
             self.discard()
 
     def discard(self) -> None:
@@ -110,15 +127,32 @@ class Follower:
             for p in self.params:
                 p.dense_grad = None  # else the buffer is used again
 
+    @property
+    def _latent(self) -> bool:
+        return any(p.latent is not None for p in self.params)
+
     def _open(self) -> None:
+        if self._swapped:  # another closure of one step: its forward pass must see the effective weights
+            with torch.no_grad():
+                self._swap_out()
+                show(self.algorithm, self.params)
         self._staged = False
+
+    def _swap_out(self) -> None:
+        if self._swapped:
+            swap_out(self.algorithm, self.params)
+            self._swapped = False
 
     def _before(self) -> None:
         with torch.no_grad():
-            if self._staged:
-                self._mask_gradients()  # a backward pass since then
-            else:
+            if not self._staged:
                 self.stage()
+            elif not self._latent:
+                self._mask_gradients()  # a backward pass since then
+            if self._latent:
+                swap_in(self.algorithm, self.params, loss_scale(self.optimizer))
+                self._swapped = True
+                return
             if self._replaced:
                 for group in self.optimizer.param_groups:
                     for weight in group["params"]:
@@ -167,7 +201,11 @@ class Follower:
         return shown if all(_finite(p.dense_grad) for p in shown) else []
 
     def _observe(self, step: int) -> None:
-        if (
+        if self._latent:
+            for p in self.params:
+                p.step = step
+            learn(self.algorithm, self.params, self.optimizer.param_groups, loss_scale(self.optimizer))
+        elif (
             type(self.algorithm).observe is not Algorithm.observe
             and not self._replaced
             and (shown := self._shown(step))
@@ -177,7 +215,9 @@ class Follower:
     def _update(self, step: int) -> bool:
         """Move masks, if what the algorithm needs is there and finite; else the update stays overdue."""
         params = self.params
-        if self._needs_gradient(step):
+        if isinstance(self.algorithm, Latent) and not self._latent:
+            return False  # they have settled: a later fit goes on with fixed masks
+        if self._needs_gradient(step) and not self._latent:
             params = self._shown(step)
             self.overdue = not params
             if self.overdue:
@@ -193,15 +233,23 @@ class Follower:
         self._moved()
         return True
 
+    def _settle(self) -> None:
+        """Weights are plain from now on."""
+        show(self.algorithm, self.params)
+        settle_latents(self.params)
+        for p in self.params:
+            carry_state(self.optimizer, p, p.mask)
+
     def _move(self, p: SparseParam, mask: Tensor) -> None:
         """Take the new mask; what was dropped or grown is zero, in the weight and in the optimizer's state."""
         if torch.equal(mask, p.mask):
             return
         survivors = p.mask & mask
-        p.place.weight.mul_(survivors)
-        mask_state(self.optimizer, p.place.weight, survivors)
-        forget(self.optimizer)
         p.set_mask(mask)
+        if p.latent is None:
+            p.place.weight.mul_(survivors)
+            carry_state(self.optimizer, p, survivors)
+        forget(self.optimizer)
 
 
 def zero(params: Sequence[SparseParam]) -> None:

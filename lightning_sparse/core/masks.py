@@ -1,8 +1,6 @@
-"""Which entries of a tensor live: exact top-k, patterns, and masks as packed bits."""
+"""Which entries of a tensor live: exact top-k, and masks as packed bits."""
 
-from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -39,9 +37,7 @@ def keep_top(scores: Tensor, k: int, among: Tensor) -> Tensor:
         return among.clone()
     if k == 0:
         return torch.zeros_like(among)
-    real = scores if scores.is_floating_point() else scores.double()
-    ranked = torch.where(among, real, -torch.inf).nan_to_num_(nan=-torch.inf, posinf=torch.inf, neginf=-torch.inf)
-    flat = ranked.flatten()
+    flat = _ranked(scores, among).flatten()
     threshold = _kth_largest(flat, k)
     keep = flat > threshold
     missing = k - int(keep.count_nonzero())
@@ -79,30 +75,47 @@ def _select(flat: Tensor, k: int) -> Tensor:
     return torch.topk(flat, below, largest=False, sorted=False).values.max()
 
 
-class Pattern(ABC):
-    """The shape that live weights may take in a parameter."""
+def keep_best(scores: Tensor, need: Tensor, among: Tensor) -> Tensor:
+    """Mask of the ``need[i]`` largest ``scores`` among the allowed entries of each row ``i``: :func:`keep_top` by rows.
 
-    @abstractmethod
-    def keep(self, scores: Tensor, k: int, among: Tensor) -> Tensor:
-        """Mask of the best ``k`` entries that the pattern allows; the contract of :func:`keep_top`."""
+    Ties go to the lower index, NaN ranks as minus infinity. A few passes over all rows at once.
 
-    def fixed_density(self) -> float | None:
-        """The only density the pattern can have, or None when it is free."""
-        return None
+    Args:
+        scores: real, (rows, columns).
+        need: integer, (rows,).
+        among: bool, (rows, columns).
 
-
-@dataclass(frozen=True)
-class Unstructured(Pattern):
-    """Any weight may live: the finest pattern, and the most accurate at equal density.
+    Raises:
+        ValueError: if a row has fewer allowed entries than it needs.
 
     Example:
-        >>> Unstructured().keep(torch.tensor([0.1, 0.9, 0.5]), 1, torch.ones(3).bool()).tolist()
-        [False, True, False]
+        >>> scores, every = torch.tensor([[1.0, 3.0, 3.0], [5.0, 6.0, 4.0]]), torch.ones(2, 3).bool()
+        >>> keep_best(scores, torch.tensor([1, 2]), every).int().tolist()
+        [[0, 1, 0], [1, 1, 0]]
     """
+    need, available = need.int(), among.sum(1, dtype=torch.int32)  # sums of bools to int64 are eight times slower
+    if bool((lacking := need > available).any()):
+        row = int(lacking.nonzero()[0])
+        raise ValueError(f"cannot keep {int(need[row])} of {int(available[row])} allowed entries in group {row}")
+    if need.equal(available):
+        return among.clone()
+    most = int(need.max())
+    if most == 0:
+        return torch.zeros_like(among)
+    ranked = _ranked(scores, among)
+    last = ranked.topk(most, 1).values.gather(1, (need.long() - 1).clamp_(min=0)[:, None])
+    threshold = torch.where(need[:, None] > 0, last, torch.inf)
+    keep, ties = ranked > threshold, (ranked == threshold) & among
+    missing = (need - keep.sum(1, dtype=torch.int32))[:, None]
+    if not ties.sum(1, keepdim=True, dtype=torch.int32).equal(missing):
+        ties &= ties.cumsum(1, dtype=torch.int32) <= missing
+    return keep | ties
 
-    def keep(self, scores: Tensor, k: int, among: Tensor) -> Tensor:
-        """See :func:`keep_top`."""
-        return keep_top(scores, k, among)
+
+def _ranked(scores: Tensor, among: Tensor) -> Tensor:
+    """Scores to compare by: minus infinity where NaN or not allowed."""
+    real = scores if scores.is_floating_point() else scores.double()
+    return torch.where(among, real, -torch.inf).nan_to_num_(nan=-torch.inf, posinf=torch.inf, neginf=-torch.inf)
 
 
 _INTS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}

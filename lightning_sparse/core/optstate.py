@@ -29,6 +29,22 @@ def mask_state(optimizer: Optimizer, weight: Tensor, keep: Tensor) -> None:
         clear([value], [all_bits(keep, value.dtype)])
 
 
+def carry_state(optimizer: Optimizer, p: SparseParam, survivors: Tensor) -> None:
+    """After masks moved: state of what stayed live is kept, all other is zero.
+
+    An optimizer that stores live entries only (``lightning_sparse.optim``) does so itself when it is told the mask.
+    """
+    mask_state(optimizer, p.place.weight, survivors)
+    tell_mask(optimizer, p)
+
+
+def tell_mask(optimizer: Optimizer, p: SparseParam) -> None:
+    """Tell an optimizer that works on live weights only which these are."""
+    set_mask = getattr(optimizer, "set_mask", None)
+    if set_mask is not None:
+        set_mask(p.place.weight, p.mask if p.latent is None else torch.ones_like(p.mask))
+
+
 def sweep(optimizer: Optimizer, params: Sequence[SparseParam]) -> None:
     """Zero dead state after a step of an optimizer that may fill it whatever the gradient (eps, first step sizes)."""
     if type(optimizer) not in _STAYS_ZERO:

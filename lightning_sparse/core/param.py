@@ -7,8 +7,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from lightning_sparse.core.masks import Pattern, all_bits
-from lightning_sparse.core.select import Target
+from lightning_sparse.core.masks import all_bits
+from lightning_sparse.core.patterns import Pattern, Unstructured, outputs_first, seen
+from lightning_sparse.core.select import TRANSPOSED, Target
 
 Init = Literal["random", "magnitude"]
 
@@ -33,6 +34,9 @@ class SparseParam:
         scope: "layer", or "global" when all layers compete for one budget.
         init: how the first mask is drawn: "random" or "magnitude".
         step: optimizer steps taken when the algorithm is called.
+        free: whether the density is an outcome of the training, and nothing steers it.
+        latent: the weights that the optimizer steps, where ``weight`` is computed from them; else None.
+        scratch: tensors of this very step, such as gradients of thresholds.
         size: number of weights.
     """
 
@@ -46,17 +50,24 @@ class SparseParam:
         seed: int = 0,
         init: Init = "random",
         scope: Literal["layer", "global"] = "layer",
+        free: bool = False,
     ) -> None:
         self.place, self.name = place, place.name
         self.density, self.target, self.pattern = density, target, pattern
-        self.seed, self.init, self.scope = seed, init, scope
+        self.seed, self.init, self.scope, self.free = seed, init, scope, free
         self.size = place.weight.numel()
         self.state: dict[str, Tensor] = {}
         self.dense_grad: Tensor | None = None  # what `grad` shows; the engine's to fill and to empty
+        self.latent: Tensor | None = None  # what the optimizer steps, where the weight is a function of it
+        self.scratch: dict[str, Tensor] = {}  # of this very step; never saved
+        self.noisy = False  # whether the weight is a sample of what it stands for
         self.step = 0
         self.live = self.size
         self.mask = torch.ones_like(place.weight, dtype=torch.bool)
         self.bits = all_bits(self.mask, place.weight.dtype)
+        self._shape = seen(place)
+        # a free pattern needs no order: ties then go by the index in the weight as it is stored
+        self._turns = isinstance(place.module, TRANSPOSED) and not isinstance(pattern, Unstructured)
 
     @property
     def weight(self) -> Tensor:
@@ -74,25 +85,58 @@ class SparseParam:
             raise RuntimeError(f"{self.name}: no gradient at step {self.step}; needs_gradient() did not ask for it")
         return self.dense_grad
 
+    @property
+    def unit(self) -> int:
+        """Budgets of this layer are multiples of it: 1, or what its pattern keeps and drops as one."""
+        return self.pattern.unit(self._shape)
+
+    @property
+    def least(self) -> int:
+        """The smallest budget of this layer."""
+        return self.pattern.least(self._shape)
+
+    def whole(self, count: float) -> int:
+        """The nearest budget that this layer can have."""
+        return self.pattern.whole(count, self._shape)
+
     def keep(self, scores: Tensor, k: int, among: Tensor) -> Tensor:
         """Mask of the ``k`` best ``scores`` among the allowed entries, in this parameter's pattern."""
-        return self.pattern.keep(scores, k, among)
+        return self._turned(self.pattern.keep(self._turned(scores), k, self._turned(among)))
 
-    def uniform(self, salt: str = "") -> Tensor:
-        """Random numbers in [0, 1), float32, a function of (seed, name, step, salt) alone.
+    def shrink(self, scores: Tensor, k: int, among: Tensor, spare: Tensor | None = None) -> Tensor:
+        """The best ``k`` of ``among``, or more, that :meth:`fill` completes; see :meth:`Pattern.shrink`."""
+        spare = None if spare is None else self._turned(spare)
+        return self._turned(self.pattern.shrink(self._turned(scores), k, self._turned(among), spare))
+
+    def fill(self, kept: Tensor, scores: Tensor, k: int, among: Tensor) -> Tensor:
+        """``kept`` and the best others, ``k`` in all, in this parameter's pattern; see :meth:`Pattern.fill`."""
+        return self._turned(self.pattern.fill(self._turned(kept), self._turned(scores), k, self._turned(among)))
+
+    def holds(self, mask: Tensor) -> bool:
+        """Whether a mask has this parameter's pattern."""
+        return self.pattern.holds(self._turned(mask))
+
+    def _turned(self, tensor: Tensor) -> Tensor:
+        return outputs_first(tensor, self.place.module) if self._turns else tensor
+
+    def uniform(self, salt: str = "", shape: torch.Size | None = None) -> Tensor:
+        """Random numbers in [0, 1), float32, of ``shape`` or the weight's: a function of (seed, name, step, salt).
 
         The same on every rank and device, and after a resume; the global random state is not touched.
         """
         text = f"{self.seed}/{self.name}/{self.step}/{salt}".encode()
         seed = int.from_bytes(hashlib.sha256(text).digest()[:8], "little", signed=True)
         generator = torch.Generator().manual_seed(seed)
-        return torch.rand(self.mask.shape, generator=generator).to(self.mask.device)
+        return torch.rand(self.mask.shape if shape is None else shape, generator=generator).to(self.mask.device)
 
     def fit(self) -> None:
         """Follow the weight to another device or dtype (the engine's business)."""
         weight = self.place.weight
         if weight.device != self.mask.device or weight.dtype.itemsize != self.bits.dtype.itemsize:
             self.set_mask(self.mask)
+            if self.latent is not None:
+                self.latent = self.latent.to(weight)
+            self.state = {key: value.to(weight.device) for key, value in self.state.items()}
 
     def set_mask(self, mask: Tensor) -> None:
         """Take a new mask (the engine's business)."""

@@ -1,6 +1,7 @@
 """A dry run: what a density means for every layer of a model, before anything is trained."""
 
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
@@ -8,13 +9,12 @@ from typing import Any
 from torch import nn
 
 from lightning_sparse.core.algorithm import Algorithm
-from lightning_sparse.core.allocation import ALLOCATIONS, AllocationName, apportion, least_density
-from lightning_sparse.core.errors import raise_problems
+from lightning_sparse.core.allocation import AllocationName
+from lightning_sparse.core.budget import Density as Density
+from lightning_sparse.core.budget import budgets, fitting
 from lightning_sparse.core.flops import Costs, count_flops
-from lightning_sparse.core.masks import Pattern
-from lightning_sparse.core.select import Target, matches, select
-
-Density = float | Mapping[str, float]
+from lightning_sparse.core.patterns import Pattern, Unstructured
+from lightning_sparse.core.select import Target, select
 
 
 @dataclass(frozen=True)
@@ -150,9 +150,10 @@ def table(cells: Sequence[Sequence[str]]) -> str:
 
 def plan(
     model: nn.Module,
-    density: Density,
+    density: Density | None,
     allocation: AllocationName = "erk",
     *,
+    pattern: Pattern | None = None,
     include: Sequence[str] | None = None,
     exclude: Sequence[str] = (),
     example_inputs: Any = None,
@@ -162,8 +163,11 @@ def plan(
 
     Args:
         model: any module.
-        density: live share of all chosen weights together, in (0, 1]; or one for each glob over names.
+        density: live share of all chosen weights together, in (0, 1]; or one for each glob over names; None takes the
+            pattern's own, else 0.1.
         allocation: "uniform", "er", "erk", or "global" (layers compete; the plan then shows equal shares).
+        pattern: the shape that live weights may take; counts are then whole units of it. Layers that cannot have it
+            stay dense, with a warning.
         include: globs over parameter or module names; None takes :func:`select`'s default.
         exclude: globs of what stays dense.
         example_inputs: one batch, to count FLOPs (2 for each multiply-add, a sample); a LightningModule's
@@ -186,9 +190,13 @@ def plan(
         total               0.0500  11,910  238,200  23.8 k
         forward 23.8 kFLOPs a sample, 5.0% of dense; training 71.5 kFLOPs, 5.0%
     """
-    chosen = select(model, include, exclude)
+    pattern = pattern or Unstructured()
+    chosen, odd = fitting(select(model, include, exclude), pattern)
+    wanted = density if density is not None else pattern.fixed_density() or 0.1
     inputs = getattr(model, "example_input_array", None) if example_inputs is None else example_inputs
-    made = make_plan(chosen, density, allocation, algorithm=algorithm)
+    made = make_plan(chosen, wanted, allocation, pattern=pattern, algorithm=algorithm)
+    if odd:
+        warnings.warn(odd, stacklevel=2)
     return made if inputs is None else made.counted(count_flops(model, inputs))
 
 
@@ -201,42 +209,5 @@ def make_plan(
     algorithm: Algorithm | None = None,
 ) -> Plan:
     """The plan for parameters that are chosen already (what the engine builds on)."""
-    raise_problems(_problems(chosen, density, allocation, pattern), "density")
-    sizes = [t.weight.numel() for t in chosen]
-    if isinstance(density, Mapping):
-        shares = {t.name: next(d for g, d in density.items() if matches(t.name, [g])) for t in chosen}
-        live = [max(1, round(shares[t.name] * size)) for t, size in zip(chosen, sizes, strict=True)]
-    else:
-        shares = ALLOCATIONS[allocation]({t.name: t.weight.shape for t in chosen}, density)
-        exact = [shares[t.name] * size for t, size in zip(chosen, sizes, strict=True)]
-        live = apportion(exact, round(density * sum(sizes)), sizes, lower=1)
-    pairs = zip(chosen, live, strict=True)
-    rows = tuple(LayerPlan(t.name, tuple(t.weight.shape), shares[t.name], k) for t, k in pairs)
-    return Plan(rows, algorithm=algorithm)
-
-
-def _problems(chosen: Sequence[Target], density: Density, allocation: str, pattern: Pattern | None) -> list[str]:
-    values = list(density.values()) if isinstance(density, Mapping) else [density]
-    problems = [f"density must be in (0, 1], got {value}" for value in values if not 0 < value <= 1]
-    if allocation not in ALLOCATIONS:
-        problems.append(f"unknown allocation {allocation!r}; there are {', '.join(ALLOCATIONS)}")
-    fixed = pattern.fixed_density() if pattern else None
-    if fixed is not None and any(value != fixed for value in values):
-        problems.append(f"{pattern} has density {fixed}, got {density}; leave density out, or take another pattern")
-    names = [t.name for t in chosen]
-    if not chosen:
-        return problems  # why there is nothing to plan for is said elsewhere
-    if isinstance(density, Mapping):
-        lost = [glob for glob in density if not any(matches(name, [glob]) for name in names)]
-        bare = [name for name in names if not matches(name, list(density))]
-        if lost:
-            problems.append(f"density globs {lost} match no sparse layer; layers: {', '.join(names)}")
-        if bare:
-            problems.append(f"no density for {', '.join(bare)}; add a glob, '*' for the rest, or exclude them")
-    elif not problems and round(density * sum(t.weight.numel() for t in chosen)) < len(chosen):
-        sizes = [t.weight.numel() for t in chosen]
-        problems.append(
-            f"density {density} keeps {round(density * sum(sizes))} of {sum(sizes)} weights, too few for one in each "
-            f"of the {len(sizes)} layers; the least density that is reachable is {least_density(sizes)}"
-        )
-    return problems
+    given = budgets(chosen, density, allocation, pattern or Unstructured())
+    return Plan(tuple(LayerPlan(t.name, tuple(t.weight.shape), *given[t.name]) for t in chosen), algorithm=algorithm)

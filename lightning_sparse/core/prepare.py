@@ -1,20 +1,24 @@
 """From what a user asks for to sparse parameters, with every check made before a weight is touched."""
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import nn
 from torch.optim import Optimizer
 
 from lightning_sparse.core.algorithm import Algorithm
 from lightning_sparse.core.allocation import AllocationName
+from lightning_sparse.core.budget import fitting
 from lightning_sparse.core.errors import collecting, raise_problems
 from lightning_sparse.core.follower import replaceable
 from lightning_sparse.core.hooks import unwrap
-from lightning_sparse.core.masks import Pattern
+from lightning_sparse.core.latent import Latent
 from lightning_sparse.core.param import Init, SparseParam
+from lightning_sparse.core.patterns import Pattern, Unstructured
 from lightning_sparse.core.plan import Density, Plan, make_plan
+from lightning_sparse.core.probe import unprepared
 from lightning_sparse.core.select import Target, select
 
 
@@ -33,7 +37,7 @@ def prepare(
     *,
     optimizers: Sequence[Optimizer],
     allocation: AllocationName | None,
-    pattern: Pattern,
+    pattern: Pattern | None,
     init: Init,
     include: Sequence[str] | None,
     exclude: Sequence[str],
@@ -41,6 +45,7 @@ def prepare(
     total_steps: int | None,
     epoch_steps: int | None,
     restored: bool,
+    data: tuple[Any, Any, Any] = (None, None, None),
 ) -> Prepared:
     """Check everything and make the parameters, with all weights still live; see :class:`Sparsifier` for arguments.
 
@@ -50,16 +55,24 @@ def prepare(
     if not isinstance(algorithm, Algorithm):
         raise ValueError(f"Sparsifier: algorithm must be an object such as RigL(), got {algorithm!r}")
     shared = allocation or algorithm.allocation
-    wanted = density if density is not None else pattern.fixed_density() or 0.1
-    problems = _problems(algorithm, optimizers, init, shared, restored)
+    if pattern is None:
+        pattern = (algorithm.own_pattern if density is None else None) or Unstructured()
+    free = density is None and isinstance(algorithm, Latent) and algorithm.outcome and not pattern.fixed_density()
+    wanted = density if density is not None else 1.0 if free else pattern.fixed_density() or 0.1
+    problems = _problems(algorithm, optimizers, init, shared, restored) + _unshaped(algorithm, pattern, free)
+    if not restored and (lacks := unprepared(algorithm.asks, *data)):
+        problems.append(f"{type(algorithm).__name__}: {lacks}")
     chosen: list[Target] = []
+    odd = ""
     with collecting(problems):
-        chosen = select(model, include, exclude)
+        chosen, odd = fitting(select(model, include, exclude), pattern)
     with collecting(problems):
         algorithm = algorithm.planned(total_steps, epoch_steps)
     with collecting(problems):
         plan = make_plan(chosen, wanted, shared, pattern=pattern, algorithm=algorithm)
     raise_problems(problems, "Sparsifier")
+    if odd:
+        warnings.warn(odd, stacklevel=3)
     params = {
         place.name: SparseParam(
             place,
@@ -69,20 +82,37 @@ def prepare(
             seed=seed,
             init=init,
             scope="global" if shared == "global" else "layer",
+            free=free,
         )
         for place, row in zip(chosen, plan.layers, strict=True)
     }
     return Prepared(algorithm, plan, params)
 
 
+def settle_targets(params: Sequence[SparseParam]) -> None:
+    """Where layers compete for one budget, the first masks say what each got, if they are of the planned size."""
+    together = all(p.scope == "global" for p in params)
+    if together and sum(p.live for p in params) == sum(p.target for p in params):
+        for p in params:
+            p.target = p.live
+
+
 def settle(plan: Plan, params: Mapping[str, SparseParam]) -> Plan:
-    """The plan after the first masks: under "global" only they say what each layer got."""
-    if any(p.scope == "layer" for p in params.values()) or sum(p.live for p in params.values()) != plan.live:
-        return plan
-    for p in params.values():
-        p.target, p.density = p.live, p.live / p.size
-    rows = tuple(replace(row, live=params[row.name].live, density=params[row.name].density) for row in plan.layers)
-    return replace(plan, layers=rows)
+    """The plan with what each layer has got.
+
+    Of layers that compete for one budget, units of different sizes may not add up to the planned total again.
+    """
+    off = abs(sum(p.live for p in params.values()) - sum(p.target for p in params.values()))
+    near = 0 < off < max(p.unit for p in params.values()) and all(p.scope == "global" for p in params.values())
+    rows = []
+    for row in plan.layers:
+        p = params[row.name]
+        got = p.live if near else p.target
+        if got != row.live:
+            p.density = got / p.size
+            row = replace(row, live=got, density=p.density)
+        rows.append(row)
+    return replace(plan, layers=tuple(rows))
 
 
 def _problems(
@@ -94,7 +124,19 @@ def _problems(
             replaceable(algorithm, unwrap(optimizer))
     if init not in ("random", "magnitude"):
         found.append(f"init must be 'random' or 'magnitude', got {init!r}")
-    ranks = init == "magnitude" or restored or type(algorithm).init is not Algorithm.init
+    own = type(algorithm).init is not Algorithm.init or algorithm.asks != "nothing"
+    ranks = init == "magnitude" or restored or own
     if allocation == "global" and not ranks:
         found.append("allocation='global' ranks weights over all layers: it needs init='magnitude'")
     return found
+
+
+def _unshaped(algorithm: Algorithm, pattern: Pattern, free: bool) -> list[str]:
+    """What an algorithm does that its pattern excludes."""
+    name = type(algorithm).__name__
+    if algorithm.moves_budget and pattern.fixed_density() is not None:
+        text = f"{name} moves weights between layers, {pattern} fixes the count of each; take RigL() or another pattern"
+        return [text]
+    if free and not isinstance(pattern, Unstructured):
+        return [f"{name} without a density gives up weights one by one, which {pattern} excludes; give density="]
+    return []

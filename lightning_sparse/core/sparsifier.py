@@ -10,13 +10,16 @@ from torch.optim import Optimizer
 from lightning_sparse.core.algorithm import Algorithm, Masks
 from lightning_sparse.core.allocation import AllocationName
 from lightning_sparse.core.checkpoint import pack, unpack
-from lightning_sparse.core.follower import Follower, replaceable, zero
-from lightning_sparse.core.hooks import unwrap
-from lightning_sparse.core.masks import Pattern, Unstructured
-from lightning_sparse.core.optstate import mask_history, mask_state
-from lightning_sparse.core.param import Init, SparseParam, densities
+from lightning_sparse.core.follower import zero
+from lightning_sparse.core.followers import Followers
+from lightning_sparse.core.forward import ForwardHooks
+from lightning_sparse.core.latent import settle_latents, show, start_latents
+from lightning_sparse.core.param import Init, densities
+from lightning_sparse.core.patterns import Pattern
 from lightning_sparse.core.plan import Density
-from lightning_sparse.core.prepare import prepare, settle
+from lightning_sparse.core.prepare import prepare, settle, settle_targets
+from lightning_sparse.core.probe import Loss, Probe, first_masks
+from lightning_sparse.core.rewind import Rewinder
 from lightning_sparse.core.select import clean
 
 
@@ -41,6 +44,9 @@ class Sparsifier:
         total_steps: optimizer steps of the run, for algorithms that count in shares of it.
         epoch_steps: optimizer steps of an epoch, for algorithms that count in epochs.
         state: what :meth:`state_dict` returned: go on from there. Weights must be loaded before.
+        batches: what SNIP and GraSP look at before training.
+        loss: of a model and one of the batches, for these.
+        example_inputs: what the model takes, for SynFlow.
 
     Attributes:
         params: the sparse parameters by name.
@@ -81,6 +87,9 @@ class Sparsifier:
         total_steps: int | None = None,
         epoch_steps: int | None = None,
         state: Mapping[str, Any] | None = None,
+        batches: Iterable[Any] | None = None,
+        loss: Loss | None = None,
+        example_inputs: Any = None,
     ) -> None:
         optimizers = list(optimizers)
         prepared = prepare(
@@ -89,7 +98,7 @@ class Sparsifier:
             density,
             optimizers=optimizers,
             allocation=allocation,
-            pattern=pattern or Unstructured(),
+            pattern=pattern,
             init=init,
             include=include,
             exclude=exclude,
@@ -97,18 +106,24 @@ class Sparsifier:
             total_steps=total_steps,
             epoch_steps=epoch_steps,
             restored=state is not None,
+            data=(batches, loss, example_inputs),
         )
         self.algorithm, self.plan, self.params = prepared
         self.updates = 0
-        self._followers: list[Follower] = []
-        self._steps = dict.fromkeys(self.params, 0)
-        self._overdue: frozenset[str] = frozenset()
-        self._check_shared(optimizers)
+        self._model, self._rewinder = model, Rewinder(model)
+        self._forward: ForwardHooks | None = None
+        self._followers = Followers(self.params, self.algorithm, self._rewinder, self._count_update)
+        self._followers.check(optimizers)
         if state is not None:
             self.load_state_dict(state)
         else:
-            for name, mask in self.algorithm.init(list(self.params.values())).items():
+            params = list(self.params.values())
+            start_latents(self.algorithm, params)
+            masks = first_masks(self.algorithm, params, lambda: Probe(model, batches, loss, example_inputs))
+            for name, mask in masks.items():
                 self.params[name].set_mask(mask)
+            settle_targets(params)
+            show(self.algorithm, params)
             self._zero()
         self.plan = settle(self.plan, self.params)
         for optimizer in optimizers:
@@ -127,10 +142,19 @@ class Sparsifier:
         """Live share over all layers."""
         return sum(p.live for p in self.params.values()) / sum(p.size for p in self.params.values())
 
+    def settled(self) -> bool:
+        """Whether the density is the final one."""
+        return self.algorithm.settled(self.steps)
+
+    @property
+    def rewinds(self) -> int:
+        """How often weights went back to an early state."""
+        return self._rewinder.count
+
     @property
     def steps(self) -> int:
         """Optimizer steps taken (the most, where several optimizers step)."""
-        return max(self._all_steps().values())
+        return max(self._followers.steps.values())
 
     def attach(self, optimizer: Optimizer) -> None:
         """Follow an optimizer from its next step on; its present state is masked. Attaching twice changes nothing.
@@ -139,27 +163,28 @@ class Sparsifier:
             TypeError: if it has no step hooks.
             ValueError: if it steps a weight that another attached optimizer steps too.
         """
-        replaceable(self.algorithm, unwrap(optimizer))
-        self._check_shared([*(f.optimizer for f in self._followers if f.alive), optimizer])
-        self._follower(unwrap(optimizer))
+        self._followers.attach(optimizer)
+        self._sample()
 
     def unattached(self) -> list[str]:
         """Sparse parameters that no attached optimizer steps."""
-        followed = {p.name for follower in self._followers for p in follower.params}
-        return [name for name in self.params if name not in followed]
+        return self._followers.unattached()
 
     def detach(self) -> None:
         """Let go of all optimizers. Masks stay as they are, and nothing enforces them any more."""
-        self._steps, self._overdue = self._all_steps(), self._all_overdue()
-        for follower in self._followers:
-            follower.remove()
-        self._followers = []
+        self._show(False)
+        if self._forward is not None:
+            self._forward.remove()
+        self._forward = None
+        self._followers.detach()
 
     def restart(self, algorithm: Algorithm, steps: int = 0) -> None:
         """Count on from ``steps``, under ``algorithm`` as planned for the new run; masks stay."""
         self.detach()
-        self.algorithm = algorithm
-        self._steps, self._overdue = dict.fromkeys(self.params, steps), frozenset()
+        self.algorithm = self._followers.algorithm = algorithm
+        self._followers.count_from(dict.fromkeys(self.params, steps))
+        if steps == 0:
+            self._rewinder.forget()
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     @torch.no_grad()
@@ -169,17 +194,17 @@ class Sparsifier:
         Happens by itself before every step. Call it earlier where something must see masked gradients, such as clipping
         in a loop of your own.
         """
-        self._follower(unwrap(optimizer)).stage()
+        self._followers.of(optimizer).stage()
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     @torch.no_grad()
     def commit(self, optimizer: Optimizer) -> None:
         """The step has happened: count it, move masks if that is due, zero what is dead. Happens by itself."""
-        self._follower(unwrap(optimizer)).commit()
+        self._followers.of(optimizer).commit()
 
     def discard(self) -> None:
         """Forget what was staged for a step that never happened (a gradient scaler skipped it)."""
-        for follower in self._followers:
+        for follower in self._followers.all:
             follower.discard()
 
     @torch.no_grad()
@@ -193,11 +218,14 @@ class Sparsifier:
     def finalize(self) -> None:
         """Training is over: zero what is dead once more and let go. The model is plain, with zeros in its weights."""
         self.detach()
+        settle_latents(list(self.params.values()))
         self._zero()
 
     def state_dict(self) -> dict[str, Any]:
         """Masks (a bit a weight), step counts and the algorithm's own state: tensors, ints and plain containers."""
-        return pack(self.params, self.algorithm, self._all_steps(), self._all_overdue(), self.updates)
+        self._show(False)
+        state = pack(self.params, self.algorithm, self._followers.steps, self._followers.overdue, self.updates)
+        return {**state, "rewinder": self._rewinder.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a saved state; weights outside the saved masks are zeroed. Load the model's weights before.
@@ -206,15 +234,21 @@ class Sparsifier:
             ValueError: if it belongs to another model or density, or is torn; nothing is changed then.
         """
         saved = unpack(state, self.params, self.algorithm)
-        followed = [follower.optimizer for follower in self._followers if follower.alive]
+        followed = self._followers.optimizers
         self.detach()
-        self._steps, self._overdue, self.updates = saved.steps, saved.overdue, saved.updates
+        self._followers.count_from(saved.steps, saved.overdue)
+        self.updates = saved.updates
         for name, p in self.params.items():
             p.set_mask(saved.masks[name])
+            p.target = saved.targets[name]
             p.state = {key: value.clone().to(p.mask.device) for key, value in saved.states[name].items()}
+            latent = saved.latents[name]
+            p.latent = None if latent is None else latent.to(p.place.weight, copy=True)
+        self._rewinder.load_state_dict(state.get("rewinder", {}), self.algorithm, saved.steps)
+        show(self.algorithm, list(self.params.values()))
         self._zero()
         for optimizer in followed:
-            self._follow(optimizer)
+            self.attach(optimizer)
 
     def adopt(self, state: Mapping[str, Any]) -> None:
         """Take the masks of a saved state, with whose weights the model was loaded; steps go on being counted.
@@ -222,64 +256,29 @@ class Sparsifier:
         Raises:
             ValueError: as :meth:`load_state_dict`.
         """
-        steps = self._all_steps()
+        steps, attached = self._followers.steps, self._followers.optimizers
         self.load_state_dict(state)
-        self._steps = steps
+        self.detach()
+        self._followers.count_from(steps)
+        for optimizer in attached:
+            self.attach(optimizer)
 
     @torch.no_grad()
     def _zero(self) -> None:
         zero(list(self.params.values()))
 
-    def _all_steps(self) -> dict[str, int]:
-        return {**self._steps, **{p.name: follower.steps for follower in self._followers for p in follower.params}}
-
-    def _all_overdue(self) -> frozenset[str]:
-        followed = {p.name for follower in self._followers for p in follower.params}
-        late = {p.name for follower in self._followers if follower.overdue for p in follower.params}
-        return frozenset(late | (self._overdue - followed))
-
-    def _check_shared(self, optimizers: Sequence[Optimizer]) -> None:
-        stepped: dict[str, Optimizer] = {}
-        for optimizer in map(unwrap, optimizers):
-            names = [p.name for p in self._owned(optimizer)]
-            if both := [name for name in names if stepped.get(name, optimizer) is not optimizer]:
-                raise ValueError(f"two optimizers step the same weights: {', '.join(both)}; give each to one")
-            stepped |= dict.fromkeys(names, optimizer)
-
     def _count_update(self) -> None:
         self.updates += 1
 
-    def _owned(self, optimizer: Optimizer) -> list[SparseParam]:
-        ids = {id(weight) for group in optimizer.param_groups for weight in group["params"]}
-        return [p for p in self.params.values() if id(p.place.weight) in ids]
+    def _sample(self) -> None:
+        """See to it that training passes get samples, under an algorithm that draws them."""
+        if getattr(self.algorithm, "noisy", False) and self._forward is None:
+            self._forward = ForwardHooks(self._model, list(self.params.values()), self._show)
 
-    def _follower(self, optimizer: Optimizer) -> Follower:
-        for follower in self._followers:
-            if follower.follows(optimizer):
-                follower.refresh()
-                return follower
-        return self._follow(optimizer)
-
-    def _follow(self, optimizer: Optimizer) -> Follower:
-        owned = self._owned(optimizer)
-        self._steps, self._overdue = self._all_steps(), self._all_overdue()
-        names = {p.name for p in owned}
-        for other in list(self._followers):  # an optimizer was replaced during the run: the new one takes its weights
-            other.params = [p for p in other.params if p.name not in names]
-            if not other.alive or not other.params:
-                other.remove()
-                self._followers.remove(other)
-        for p in owned:
-            mask_state(optimizer, p.place.weight, p.mask)
-        mask_history(optimizer, owned)
-        zero(owned)
-        follower = Follower(
-            optimizer,
-            self._owned,
-            self.algorithm,
-            steps=max((self._steps[name] for name in names), default=0),
-            overdue=bool(names & self._overdue),
-            moved=self._count_update,
-        )
-        self._followers.append(follower)
-        return follower
+    def _show(self, noisy: bool) -> None:
+        """Show a sample of the weights, or their centre."""
+        for follower in self._followers.all:
+            if any(p.noisy != noisy for p in follower.params):
+                for p in follower.params:
+                    p.step = follower.steps + 1
+                show(self.algorithm, follower.params, noisy)

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from lightning_sparse import SET, DropGrow, RigL, Sparsifier, Static
-from lightning_sparse.core.masks import Unstructured
 from lightning_sparse.core.param import SparseParam
+from lightning_sparse.core.patterns import Unstructured
 from lightning_sparse.core.schedules import ConstantSchedule, CosineSchedule
 from lightning_sparse.core.select import Target
 

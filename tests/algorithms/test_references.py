@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from lightning_sparse import RigL, Sparsifier
-from lightning_sparse.core.masks import Unstructured
 from lightning_sparse.core.param import SparseParam
+from lightning_sparse.core.patterns import Unstructured
 from lightning_sparse.core.schedules import ConstantSchedule, CosineSchedule
 from lightning_sparse.core.select import Target
 

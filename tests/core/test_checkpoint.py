@@ -6,10 +6,10 @@ import warnings
 
 import pytest
 import torch
+from quick import FIXED, NAMES, data, quick
 from torch import nn
 
 from lightning_sparse import SET, RigL, Sparsifier
-from lightning_sparse.algorithms import ALGORITHMS, Periodic
 from lightning_sparse.core.checkpoint import saved_masks
 
 OPTIMIZERS = {
@@ -22,11 +22,6 @@ OPTIMIZERS = {
 def net(seed=0, inputs=9):
     torch.manual_seed(seed)
     return nn.Sequential(nn.Linear(inputs, 13), nn.Tanh(), nn.Linear(13, 4))
-
-
-def quick(name):
-    cls = ALGORITHMS[name]
-    return cls(every=3, stop=17) if issubclass(cls, Periodic) else cls()
 
 
 def train(model, optimizer, first, last, spoil=()):
@@ -70,7 +65,7 @@ def same(left, right):
 def start(name, kind, density=0.3):
     model = net()
     optimizer = OPTIMIZERS[kind](model.parameters())
-    return model, optimizer, Sparsifier(model, quick(name), density, optimizers=[optimizer])
+    return model, optimizer, Sparsifier(model, quick(name, 3, 17), density, optimizers=[optimizer], **data(9))
 
 
 def resume(states, name, kind, seed=77):
@@ -79,7 +74,7 @@ def resume(states, name, kind, seed=77):
     optimizer = OPTIMIZERS[kind](model.parameters())
     model.load_state_dict(states["model"])
     optimizer.load_state_dict(states["optimizer"])
-    return model, optimizer, Sparsifier(model, quick(name), 0.3, optimizers=[optimizer], state=states["sparsifier"])
+    return model, optimizer, Sparsifier(model, quick(name, 3, 17), 0.3, optimizers=[optimizer], state=states["sparsifier"])
 
 
 def states_of(run):
@@ -87,7 +82,7 @@ def states_of(run):
 
 
 # Step 9 moves masks: a save right after it, right before it, and between two updates.
-@pytest.mark.parametrize(("name", "kind"), [(name, kind) for name in ALGORITHMS for kind in OPTIMIZERS])
+@pytest.mark.parametrize(("name", "kind"), [(name, kind) for name in NAMES for kind in OPTIMIZERS])
 @pytest.mark.parametrize("pause", [8, 9, 10])
 def test_a_resumed_run_is_bit_identical_to_one_that_went_straight_on(name, kind, pause):
     whole = start(name, kind)
@@ -99,7 +94,7 @@ def test_a_resumed_run_is_bit_identical_to_one_that_went_straight_on(name, kind,
     train(*resumed[:2], pause + 1, 20)
     assert same(states_of(resumed), states_of(whole))
     assert resumed[2].steps == 20
-    assert resumed[2].updates == (0 if name == "static" else whole[2].updates)
+    assert resumed[2].updates == (0 if name in FIXED else whole[2].updates)
 
 
 def test_an_update_that_waits_for_a_gradient_still_waits_after_a_resume():
@@ -143,7 +138,7 @@ def test_a_loaded_state_does_not_move_with_the_run():
     states = states_of(first)
     frozen = copy.deepcopy(states["sparsifier"])
     resumed = resume(copy.deepcopy(states), "sparse_momentum", "sgd")
-    sparsifier = Sparsifier(resumed[0], quick("sparse_momentum"), 0.3, state=states["sparsifier"])
+    sparsifier = Sparsifier(resumed[0], quick("sparse_momentum", 3, 17), 0.3, state=states["sparsifier"])
     sparsifier.attach(torch.optim.SGD(resumed[0].parameters(), lr=0.1))
     train(*resumed[:2], 5, 8)
     assert same(states["sparsifier"], frozen)
@@ -152,7 +147,7 @@ def test_a_loaded_state_does_not_move_with_the_run():
 def test_weights_outside_the_saved_masks_are_zeroed():
     _, _, sparsifier = start("rigl", "sgd")
     dense = net(seed=3)
-    loaded = Sparsifier(dense, quick("rigl"), 0.3, seed=9, state=sparsifier.state_dict())
+    loaded = Sparsifier(dense, quick("rigl", 3, 17), 0.3, seed=9, state=sparsifier.state_dict())
     for name, mask in sparsifier.masks.items():
         assert torch.equal(loaded.masks[name], mask)
         assert torch.equal(dense.get_parameter(name) != 0, mask)
@@ -168,7 +163,7 @@ def test_loading_into_an_attached_engine_goes_on_enforcing():
 def test_lbfgs_forgets_when_other_masks_are_loaded_during_a_run():
     model, optimizer, sparsifier = start("static", "lbfgs")
     train(model, optimizer, 1, 3)
-    sparsifier.load_state_dict(Sparsifier(net(), quick("static"), 0.3, seed=9).state_dict())
+    sparsifier.load_state_dict(Sparsifier(net(), quick("static", 3, 17), 0.3, seed=9).state_dict())
 
     def look(module, args):
         assert all((model.get_parameter(name)[~mask] == 0).all() for name, mask in sparsifier.masks.items())
@@ -222,7 +217,7 @@ def test_the_state_of_another_model_is_refused_with_all_misfits_and_weights_unto
     other = nn.Sequential(nn.Linear(8, 13), nn.Linear(13, 4))
     before = copy.deepcopy(other.state_dict())
     with pytest.raises(ValueError) as error:
-        Sparsifier(other, quick("rigl"), 0.3, state=sparsifier.state_dict())
+        Sparsifier(other, quick("rigl", 3, 17), 0.3, state=sparsifier.state_dict())
     for part in ("2.weight is sparse in the checkpoint", "1.weight is sparse here", "0.weight has shape [13, 9]"):
         assert part in str(error.value)
     assert same(other.state_dict(), before)
@@ -231,7 +226,7 @@ def test_the_state_of_another_model_is_refused_with_all_misfits_and_weights_unto
 def test_the_state_of_another_density_is_refused_with_the_way_out():
     _, _, sparsifier = start("rigl", "sgd")
     with pytest.raises(ValueError, match="use the density and allocation it was trained with"):
-        Sparsifier(net(), quick("rigl"), 0.4, state=sparsifier.state_dict())
+        Sparsifier(net(), quick("rigl", 3, 17), 0.4, state=sparsifier.state_dict())
 
 
 def test_another_algorithm_goes_on_with_a_warning_and_the_same_does_not_warn():

@@ -4,10 +4,10 @@ from dataclasses import replace
 
 import pytest
 import torch
+from quick import LATENT, NAMES, data, quick
 from torch import nn
 
 from lightning_sparse import RigL, Sparsifier
-from lightning_sparse.algorithms import ALGORITHMS, Periodic
 from lightning_sparse.core.schedules import ConstantSchedule
 
 MOVING = RigL(every=3, stop=14, fraction=ConstantSchedule(0.4))
@@ -129,24 +129,24 @@ def test_no_state_remembers_a_dead_weight_under_optimizers_that_fill_it(kind):
     assert dead_state(model, optimizer, sparsifier.masks) == 0
 
 
-@pytest.mark.parametrize("name", ALGORITHMS)
+@pytest.mark.parametrize("name", NAMES)
 def test_every_algorithm_keeps_its_total_and_its_dead_weights_zero(name):
-    cls = ALGORITHMS[name]
     model = net()
     optimizer = OPTIMIZERS["adamw"](model.parameters())
-    algorithm = cls(every=3, stop=14) if issubclass(cls, Periodic) else cls()
-    sparsifier = Sparsifier(model, algorithm, 0.2, optimizers=[optimizer])
+    sparsifier = Sparsifier(model, quick(name, 3, 14), 0.2, optimizers=[optimizer], **data(1, 6, 6))
     watch_forwards(model, sparsifier)
     totals = []
 
     def after(step):
         totals.append(sum(int(mask.sum()) for mask in sparsifier.masks.values()))
         assert all(p.live == int(p.mask.sum()) for p in sparsifier.params.values())
-        assert dead_state(model, optimizer, sparsifier.masks) == 0
+        if name not in LATENT or step >= 14:  # the optimizer's state is that of the latent weights, until they settle
+            assert dead_state(model, optimizer, sparsifier.masks) == 0
 
     run(model, optimizer, 16, after=after)
     assert totals[-1] == 168
-    assert name == "gmp" or set(totals) == {168}
+    ramps = ("gmp", "global_magnitude", "granet", "acdc", "str", "l0")
+    assert name in ramps or set(totals) == {168}
 
 
 @pytest.mark.parametrize("kind", ["sgd", "adamw", "mixing"])

@@ -5,7 +5,8 @@ from dataclasses import FrozenInstanceError
 import pytest
 
 from lightning_sparse import GMP, SET, RigL, SparseMomentum
-from lightning_sparse.algorithms import ALGORITHMS, Periodic
+from lightning_sparse.algorithms import Periodic
+from lightning_sparse.catalogue import ALGORITHMS
 from lightning_sparse.core.schedules import ConstantSchedule, CosineSchedule, LinearSchedule
 
 PERIODIC = [cls for cls in ALGORITHMS.values() if issubclass(cls, Periodic)]
@@ -123,7 +124,7 @@ def test_all_problems_are_named_at_once():
 
 
 def test_an_unknown_variant_is_refused_with_the_known_ones():
-    assert "variant must be 'magnitude' or 'original', got 'random'" in refusal(SET, variant="random")
+    assert "variant must be 'magnitude', 'original' or 'itop', got 'random'" in refusal(SET, variant="random")
 
 
 @pytest.mark.parametrize("begin", [-1, -0.5, 1.5, True])

@@ -8,7 +8,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lightning_sparse.core.masks import Unstructured, all_bits, clear, keep_top, pack_bits, unpack_bits
+from lightning_sparse.core.masks import all_bits, clear, keep_best, keep_top, pack_bits, unpack_bits
+from lightning_sparse.core.patterns import Unstructured
 
 NAN, INF = math.nan, math.inf
 LARGE = 300_000
@@ -176,6 +177,31 @@ def test_large_tensors_with_forbidden_entries_are_kept_as_sorting_keeps_them(cas
     scores = shapes_of_trouble()[case]
     among = (torch.arange(LARGE) % 10 == 3).view(scores.shape)
     assert_as_sorted(scores, among, [1, 3_000, 29_999])
+
+
+@given(
+    st.integers(1, 5).flatmap(
+        lambda n: st.lists(
+            st.lists(st.sampled_from([-INF, -1.0, 0.0, INF, NAN]), min_size=n, max_size=n), min_size=1, max_size=5
+        )
+    ),
+    st.data(),
+)
+@settings(deadline=None, max_examples=100)
+def test_the_best_of_each_row_are_those_that_sorting_finds(rows, data):
+    scores, columns = torch.tensor(rows), len(rows[0])
+    among = [data.draw(st.lists(st.booleans(), min_size=columns, max_size=columns)) for _ in rows]
+    need = [data.draw(st.integers(0, sum(allowed))) for allowed in among]
+    found = keep_best(scores, torch.tensor(need), torch.tensor(among))
+    for row, allowed, n, mask in zip(rows, among, need, found.tolist(), strict=True):
+        worst_last = sorted(range(columns), key=lambda i: (INF if math.isnan(row[i]) else -row[i], i))
+        best_first = [i for i in worst_last if allowed[i]]
+        assert [i for i, lives in enumerate(mask) if lives] == sorted(best_first[:n])
+
+
+def test_a_row_that_has_too_few_is_named():
+    with pytest.raises(ValueError, match="cannot keep 2 of 1 allowed entries in group 1"):
+        keep_best(torch.zeros(2, 2), torch.tensor([1, 2]), torch.tensor([[1, 1], [0, 1]]).bool())
 
 
 def test_a_free_pattern_is_keep_top():

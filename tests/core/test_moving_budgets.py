@@ -6,8 +6,8 @@ from torch import nn
 
 from lightning_sparse import GMP, SparseMomentum, Sparsifier
 from lightning_sparse.core.algorithm import keep_budget
-from lightning_sparse.core.masks import Unstructured
 from lightning_sparse.core.param import SparseParam
+from lightning_sparse.core.patterns import Unstructured
 from lightning_sparse.core.schedules import ConstantSchedule
 from lightning_sparse.core.select import Target
 

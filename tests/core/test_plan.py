@@ -9,8 +9,9 @@ import torch
 from torch import nn
 
 from lightning_sparse import RigL, SparseMomentum
-from lightning_sparse.algorithms import ALGORITHMS, GMP, SET, Static
-from lightning_sparse.core.masks import Unstructured
+from lightning_sparse.algorithms import GMP, SET, Static
+from lightning_sparse.catalogue import ALGORITHMS
+from lightning_sparse.core.patterns import Unstructured
 from lightning_sparse.core.plan import LayerPlan, count, make_plan, plan
 from lightning_sparse.core.select import select
 

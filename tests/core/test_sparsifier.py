@@ -4,10 +4,10 @@ from dataclasses import replace
 
 import pytest
 import torch
+from quick import NAMES, data, quick
 from torch import nn
 
 from lightning_sparse import RigL, Sparsifier, Static
-from lightning_sparse.algorithms import ALGORITHMS, Periodic
 
 MOVING = RigL(every=2, stop=100)
 # ERK at 0.2 by hand: a layer gets eps * (sum of its dimensions): 11, 76, 15. eps = 0.2 * 840 / 102 = 1.6471 gives
@@ -95,11 +95,6 @@ def test_masks_depend_on_the_seed_and_not_on_the_global_random_state():
     assert all(not torch.equal(other[name], mask) for name, mask in first.items())
 
 
-def quick(name):
-    cls = ALGORITHMS[name]
-    return cls(every=2, stop=9) if issubclass(cls, Periodic) else cls()
-
-
 OPTIMIZERS = {
     "sgd": sgd,
     "adamw": lambda model: torch.optim.AdamW(model.parameters(), lr=1e-2, amsgrad=True),
@@ -108,7 +103,7 @@ OPTIMIZERS = {
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
-@pytest.mark.parametrize("name", ALGORITHMS)
+@pytest.mark.parametrize("name", NAMES)
 def test_density_one_is_bit_identical_to_no_sparsifier(name, optimizer):
     plain, model = net(dropout=0.3), net(dropout=0.3)
     torch.manual_seed(3)
@@ -116,19 +111,19 @@ def test_density_one_is_bit_identical_to_no_sparsifier(name, optimizer):
     random = torch.get_rng_state()
     torch.manual_seed(3)
     stepping = OPTIMIZERS[optimizer](model)
-    sparsifier = Sparsifier(model, quick(name), 1.0, optimizers=[stepping])
+    sparsifier = Sparsifier(model, quick(name, 2, 9), 1.0, optimizers=[stepping], **data(1, 6, 6))
     train(model, stepping, 10)
     assert sparsifier.density() == 1.0
     assert same(weights(model), weights(plain))
     assert torch.equal(torch.get_rng_state(), random)
 
 
-@pytest.mark.parametrize("name", ALGORITHMS)
+@pytest.mark.parametrize("name", NAMES)
 def test_a_sparse_run_leaves_the_global_random_state_alone(name):
     model = net()
     before = torch.get_rng_state()
     optimizer = sgd(model)
-    sparsifier = Sparsifier(model, quick(name), 0.2, optimizers=[optimizer])
+    sparsifier = Sparsifier(model, quick(name, 2, 9), 0.2, optimizers=[optimizer], **data(1, 6, 6))
     train(model, optimizer, 10)
     sparsifier.state_dict()
     assert torch.equal(torch.get_rng_state(), before)

@@ -1,0 +1,34 @@
+"""The learning rate of an early step, kept to go back to."""
+
+from collections.abc import Mapping
+from typing import Any
+
+
+class LearningRate:
+    """The states of a Trainer's schedulers and the rates of its optimizers, saved once and set back.
+
+    Attributes:
+        saved: empty until :meth:`save`; tensors, numbers and plain containers, for a checkpoint.
+    """
+
+    def __init__(self) -> None:
+        self.saved: dict[str, Any] = {}
+
+    def save(self, trainer: Any) -> None:
+        """Keep what they are now."""
+        self.saved = {
+            "schedulers": [dict(config.scheduler.state_dict()) for config in trainer.lr_scheduler_configs],
+            "rates": [[group["lr"] for group in optimizer.param_groups] for optimizer in trainer.optimizers],
+        }
+
+    def restore(self, trainer: Any) -> None:
+        """Go back to what was saved."""
+        for config, state in zip(trainer.lr_scheduler_configs, self.saved["schedulers"], strict=True):
+            config.scheduler.load_state_dict(dict(state))
+        for optimizer, rates in zip(trainer.optimizers, self.saved["rates"], strict=True):
+            for group, rate in zip(optimizer.param_groups, rates, strict=True):
+                group["lr"] = rate
+
+    def load(self, saved: Mapping[str, Any]) -> None:
+        """Take what a checkpoint holds."""
+        self.saved = dict(saved)
