@@ -71,7 +71,9 @@ ARMS = {
     "dense": Arm(None),
     "static": Arm(Static(), "ERK", "erk"),
     "set": Arm(SET(**EVERY, fraction=CosineSchedule(0.3)), "ERK, every epoch, fraction 0.3 cosine, until 75 %", "erk"),
-    "rigl": Arm(RigL(**EVERY, fraction=CosineSchedule(0.3)), "ERK, every epoch, fraction 0.3 cosine, until 75 %", "erk"),
+    "rigl": Arm(
+        RigL(**EVERY, fraction=CosineSchedule(0.3)), "ERK, every epoch, fraction 0.3 cosine, until 75 %", "erk"
+    ),
     "sparse_momentum": Arm(SparseMomentum(), "uniform, every epoch, fraction 0.5 cosine to 0.005", "uniform"),
     "gmp": Arm(GMP(every=100, stop=0.75), "ERK, every 100 steps, from step 0 to 75 %", "erk"),
     "snip": Arm(SNIP(), "global, one batch"),
@@ -166,6 +168,7 @@ def run(arm: str, density: float, seed: int, data: tuple[Tensor, Tensor, Tensor,
     return {
         "arm": arm,
         "algorithm": repr(algorithm),
+        "recipe": ARMS[arm].recipe,
         "density": density,
         "allocation": allocation,
         "seed": seed,
@@ -200,9 +203,9 @@ def rows() -> list[Row]:
 
 
 def ran(arm: str, density: float, epochs: int = EPOCHS) -> list[Row]:
-    """The rows of this very recipe."""
-    recipe = (arm, density, repr(ARMS[arm].algorithm), epochs)
-    return [r for r in rows() if (r["arm"], r["density"], r["algorithm"], r["epochs"]) == recipe]
+    """The rows of an arm; those of another recipe under the same name are left out."""
+    found = [r for r in rows() if (r["arm"], r["density"], r["epochs"]) == (arm, density, epochs)]
+    return [r for r in found if r.get("recipe", ARMS[arm].recipe) == ARMS[arm].recipe]
 
 
 def jobs(densities: Sequence[float]) -> list[tuple[str, float]]:

@@ -90,11 +90,14 @@ class DropGrow(Periodic):
             authors' code. Default False: only weights that were dead before.
         replace_step: whether an update takes the place of the optimizer step, as in the RigL authors' code, instead
             of following it. Not for LBFGS, whose step takes many gradients.
+        drop: "magnitude" (the smallest ``|w|`` go) or "contribution" (the smallest ``|w * g|``: what the loss would miss
+            to first order, the score of SNIP), unless the algorithm has a score of its own.
     """
 
     fraction: Schedule = CosineSchedule(0.3)
     regrow_dropped: bool = False
     replace_step: bool = False
+    drop: Literal["magnitude", "contribution"] = "magnitude"
 
     def problems(self) -> list[str]:
         """What is wrong with the hyper-parameters, a sentence each."""
@@ -106,6 +109,10 @@ class DropGrow(Periodic):
             )
         elif bad := [x for x in (self.fraction.at(share / 8) for share in range(9)) if not 0 <= x <= 1]:
             found.append(f"fraction must stay in [0, 1], got {self.fraction}, which reaches {bad[0]}")
+        if self.drop not in ("magnitude", "contribution"):
+            found.append(f"drop must be 'magnitude' or 'contribution', got {self.drop!r}")
+        elif self.drop != "magnitude" and type(self).drop_score is not DropGrow.drop_score:
+            found.append(f"drop={self.drop!r}: {type(self).__name__} has a score of its own; leave drop out")
         return found
 
     def planned(self, total_steps: int | None, epoch_steps: int | None) -> "Self":
@@ -119,9 +126,9 @@ class DropGrow(Periodic):
         """Whether scores may read ``p.grad``: at updates."""
         return self.due(step)
 
-    @abstractmethod
     def drop_score(self, p: SparseParam) -> Tensor:
         """Worth of the live weights; the lowest are dropped."""
+        return p.weight.abs() if self.drop == "magnitude" else (p.weight * p.grad).abs()
 
     @abstractmethod
     def grow_score(self, p: SparseParam) -> Tensor:

@@ -43,6 +43,7 @@ class SET(DropGrow):
         fraction: share of the live weights to drop; None takes the variant's own.
         regrow_dropped: whether a weight just dropped may be grown at once; None takes the variant's own.
         replace_step: whether an update takes the place of the optimizer step.
+        drop: "magnitude" or "contribution", as for :class:`DropGrow`.
 
     Example:
         >>> SET().every, SET(variant="original").every
@@ -68,15 +69,13 @@ class SET(DropGrow):
         """What is wrong with the hyper-parameters, a sentence each."""
         known = self.variant in ("magnitude", "original", "itop")
         wrong = [] if known else [f"variant must be 'magnitude', 'original' or 'itop', got {self.variant!r}"]
+        if self.variant == "original" and self.drop != "magnitude":
+            wrong.append(f"variant='original' drops by magnitude, sign by sign; leave drop={self.drop!r} out")
         return wrong + super().problems()
 
     def needs_gradient(self, step: int) -> bool:
-        """Never: growth is random."""
-        return False
-
-    def drop_score(self, p: SparseParam) -> Tensor:
-        """The magnitude."""
-        return p.weight.abs()
+        """Only to drop by contribution: growth is random."""
+        return self.drop == "contribution" and self.due(step)
 
     def grow_score(self, p: SparseParam) -> Tensor:
         """Chance, the same on every rank."""
@@ -117,6 +116,7 @@ class RigL(DropGrow):
         fraction: share of the live weights to drop, from the first step to ``stop``; None takes the variant's own.
         regrow_dropped: whether a weight just dropped may be grown at once, keeping its value.
         replace_step: whether an update takes the place of the optimizer step.
+        drop: "magnitude" or "contribution", as for :class:`DropGrow`.
         variant: "paper" or "itop".
 
     Example:
@@ -140,10 +140,6 @@ class RigL(DropGrow):
         """What is wrong with the hyper-parameters, a sentence each."""
         known = self.variant in ("paper", "itop")
         return ([] if known else [f"variant must be 'paper' or 'itop', got {self.variant!r}"]) + super().problems()
-
-    def drop_score(self, p: SparseParam) -> Tensor:
-        """The magnitude."""
-        return p.weight.abs()
 
     def grow_score(self, p: SparseParam) -> Tensor:
         """The magnitude of the dense gradient."""
@@ -175,6 +171,7 @@ class SparseMomentum(DropGrow):
         fraction: share of the live weights to drop, from the first step to ``stop``.
         regrow_dropped: whether a weight just dropped may be grown at once, keeping its value.
         replace_step: whether an update takes the place of the optimizer step.
+        drop: "magnitude" or "contribution", as for :class:`DropGrow`.
         beta: decay of the average, in [0, 1).
 
     Example:
@@ -204,10 +201,6 @@ class SparseMomentum(DropGrow):
             if "momentum" not in p.state:
                 p.state["momentum"] = torch.zeros_like(p.grad, dtype=torch.float32)
             p.state["momentum"].lerp_(p.grad.float(), 1 - self.beta)
-
-    def drop_score(self, p: SparseParam) -> Tensor:
-        """The magnitude."""
-        return p.weight.abs()
 
     def grow_score(self, p: SparseParam) -> Tensor:
         """The magnitude of the dense momentum."""

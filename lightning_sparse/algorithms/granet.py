@@ -43,6 +43,7 @@ class GraNet(DropGrow):
         fraction: share of the live weights of each layer to regenerate, from the first step to ``stop``.
         regrow_dropped: whether a weight just pruned may be grown at once, keeping its value.
         replace_step: whether an update takes the place of the optimizer step.
+        drop: "magnitude" or "contribution", as for :class:`DropGrow`.
         initial: density at the start, in (0, 1].
         begin: the last step at the initial density: optimizer steps (int, from 0) or a share of the run (float).
         end: the step at which the planned density is reached: optimizer steps (int) or a share of the run (float).
@@ -99,10 +100,6 @@ class GraNet(DropGrow):
     def due(self, step: int) -> bool:
         """Every so often after ``begin``, and at ``end``: the planned density is always reached."""
         return self.begin < step and (super().due(step) or step == self.end)
-
-    def drop_score(self, p: SparseParam) -> Tensor:
-        """The magnitude."""
-        return p.weight.abs()
 
     def grow_score(self, p: SparseParam) -> Tensor:
         """The magnitude of the dense gradient."""

@@ -39,6 +39,7 @@ class SRigL(RigL):
         fraction: share of the live weights to drop; None takes the variant's own.
         regrow_dropped: whether a weight just dropped may be grown at once, keeping its value.
         replace_step: whether an update takes the place of the optimizer step.
+        drop: "magnitude" or "contribution", as for :class:`DropGrow`.
         variant: "paper" or "itop", as for RigL.
         gamma: least share of the fan-in that must be salient, in [0, 1]; 0 ablates nothing. The authors take 0.3, and
             0.95 for vision transformers.

@@ -60,12 +60,17 @@ def unpack(state: Mapping[str, Any], params: Mapping[str, SparseParam], algorith
         raise ValueError(f"cannot read a mask state of version {state.get('version')!r}; this is version {VERSION}")
     rows = state["params"]
     raise_problems(_misfits(rows, params), "the checkpoint's masks do not fit this model")
-    masks, problems = {}, []
+    masks: Masks = {}
+    problems: list[str] = []
+    misfits: list[str] = []
     for name, row in rows.items():
         masks[name] = unpack_bits(row["mask"], row["shape"]).to(params[name].mask.device)
         if (live := int(masks[name].count_nonzero())) != row["live"]:
             problems.append(f"{name}: the mask has {live} live weights, {row['live']} were saved")
+        if not params[name].holds(masks[name]):
+            misfits.append(f"{name}: its mask has not the pattern {params[name].pattern}; use the one it was trained with")
     raise_problems(problems, "the checkpoint's masks are torn")
+    raise_problems(misfits, "the checkpoint's masks do not fit this pattern")
     live, target = sum(row["live"] for row in rows.values()), sum(p.target for p in params.values())
     if state["algorithm"] != type(algorithm).__name__:
         if live != target:

@@ -89,10 +89,9 @@ def prepare(
     return Prepared(algorithm, plan, params)
 
 
-def settle_targets(params: Sequence[SparseParam]) -> None:
-    """Where layers compete for one budget, the first masks say what each got, if they are of the planned size."""
-    together = all(p.scope == "global" for p in params)
-    if together and sum(p.live for p in params) == sum(p.target for p in params):
+def settle_targets(algorithm: Algorithm, params: Sequence[SparseParam]) -> None:
+    """Where layers compete for one budget, the first masks say what each got, if their density is the final one."""
+    if algorithm.settled(0) and all(p.scope == "global" for p in params):
         for p in params:
             p.target = p.live
 

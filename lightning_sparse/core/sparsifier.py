@@ -122,7 +122,7 @@ class Sparsifier:
             masks = first_masks(self.algorithm, params, lambda: Probe(model, batches, loss, example_inputs))
             for name, mask in masks.items():
                 self.params[name].set_mask(mask)
-            settle_targets(params)
+            settle_targets(self.algorithm, params)
             show(self.algorithm, params)
             self._zero()
         self.plan = settle(self.plan, self.params)

@@ -9,7 +9,7 @@ import torch
 from tables import Slopes, after, live, param, steps
 from torch import nn
 
-from lightning_sparse import ACDC, GraNet, Sparsifier
+from lightning_sparse import ACDC, DSR, MEST, NM, Block, FanIn, GraNet, Sparsifier, StagedSchedule
 from lightning_sparse.core.schedules import ConstantSchedule
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "golden.json").read_text())["granet"]
@@ -96,6 +96,49 @@ def test_granet_starts_from_the_shares_of_erk():
         assert [p.live for p in engine.params.values()] == [7, 5]
     engine = Sparsifier(model, GraNet(every=1, stop=9, end=5), 0.25, allocation="uniform")
     assert [p.live for p in engine.params.values()] == [8, 4]
+
+
+def test_no_layer_starts_below_its_own_share():
+    # ten of 6, 6 and 2 weights are 4.29, 4.29 and 1.43, so 4, 4 and 2; eleven would be 4.71, 4.71 and 1.57: 5, 5 and 1
+    model = nn.Sequential(*(nn.Linear(n, 1, bias=False) for n in (6, 6, 2)))
+    algorithm = GraNet(every=1, stop=9, end=5, initial=11 / 14)
+    engine = Sparsifier(model, algorithm, 10 / 14, allocation="uniform")
+    assert [p.target for p in engine.params.values()] == [4, 4, 2]
+    assert [p.live for p in engine.params.values()] == [5, 4, 2]
+
+
+def test_a_live_weight_at_zero_outlives_a_dead_one():
+    p = ramped(param([0.0, 0.0, 0.0, 3, 0.0], [0, 0, 1, 1, 1], [0] * 5, target=2), 3)
+    assert after(granet(0.0), p, step=3) == [[2, 3]]
+
+
+MOVING = [
+    GraNet(every=2, stop=13, end=8, initial=0.75),
+    MEST(variant="em_s", every=2, stop=9, fraction=StagedSchedule((1.0, 0.5, 0.0), (0.5, 1.0))),
+    ACDC(every=2, begin=2, stop=10, last=2),
+    DSR(every=2, stop=13, threshold=0.2),
+]
+# N:M fixes the density of each layer: there no budget can move
+PATTERNED = [(a, p) for a in MOVING for p in (FanIn(), Block(1, 2), NM(1, 4)) if not (a.moves_budget and p == NM(1, 4))]
+
+
+@pytest.mark.parametrize(("algorithm", "pattern"), PATTERNED, ids=lambda x: str(x).partition("(")[0])
+def test_patterns_hold_after_every_update(algorithm, pattern):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(16, 8, bias=False), nn.Linear(8, 4, bias=False))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    wanted = pattern.fixed_density() or 0.25
+    allocation = "uniform" if isinstance(algorithm, MEST) else None
+    sparsifier = Sparsifier(model, algorithm, wanted, pattern=pattern, allocation=allocation, optimizers=[optimizer])
+    masks = []
+    for step in range(14):
+        optimizer.zero_grad()
+        model(torch.randn(4, 16, generator=torch.Generator().manual_seed(step))).square().sum().backward()
+        optimizer.step()
+        masks.append(torch.cat([mask.flatten() for mask in sparsifier.masks.values()]))
+        assert all(pattern.holds(mask) for mask in sparsifier.masks.values()), step
+    assert sum(not torch.equal(*pair) for pair in pairwise(masks)) >= 3
+    assert sparsifier.density() == pytest.approx(0.25)
 
 
 def test_a_density_above_the_initial_one_makes_the_ramp_level():
@@ -220,6 +263,8 @@ def test_a_period_may_be_an_epoch_and_a_short_run_still_has_both_phases():
         assert plan.due(plan.stop)
         assert plan.compressed(plan.stop)
         assert not plan.compressed(plan.begin - 1)
+    rounded = ACDC(last=0.75).planned(5, None)  # 1, 4 and 4 steps would not fit
+    assert (rounded.begin, rounded.last, rounded.stop) == (1, 3, 4)
     assert "ends at step 1, before the final density at stop=2" in ACDC().planned(1, None).too_short(1)
     assert ACDC().planned(2, None).too_short(2) == ""
 
