@@ -90,8 +90,8 @@ class DropGrow(Periodic):
             authors' code. Default False: only weights that were dead before.
         replace_step: whether an update takes the place of the optimizer step, as in the RigL authors' code, instead
             of following it. Not for LBFGS, whose step takes many gradients.
-        drop: "magnitude" (the smallest ``|w|`` go) or "contribution" (the smallest ``|w * g|``: what the loss would miss
-            to first order, the score of SNIP), unless the algorithm has a score of its own.
+        drop: "magnitude" (the smallest ``|w|`` go) or "contribution" (the smallest ``|w * g|``: what the loss would
+            miss to first order, the score of SNIP), unless the algorithm has a score of its own.
     """
 
     fraction: Schedule = CosineSchedule(0.3)

@@ -236,10 +236,12 @@ class MaskUpdater(Callback):
 
     def _prepare(self, trainer: Any, pl_module: Any) -> None:
         """An engine for this model and this run: from a checkpoint, from the fit before, or new."""
+        new = self.sparsifier is None or not _is(self._model, pl_module) or bool(self._pending)
         run = self._pending.get("run", {})
-        self._begun_anew = run.get("begun_anew", False)
-        self._rates.load(run.get("rates", {}))
-        if self.sparsifier is None or not _is(self._model, pl_module) or self._pending:
+        if new or trainer.global_step == 0:
+            self._begun_anew = run.get("begun_anew", False)
+            self._rates.load(run.get("rates", {}))
+        if self.sparsifier is None or new:
             self.sparsifier = build(self, trainer, pl_module, self._pending or self._carried)
             self._model = weakref.ref(pl_module)
         else:  # another run with the masks of the last one; a Trainer that goes on counts on

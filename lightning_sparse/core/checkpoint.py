@@ -68,7 +68,7 @@ def unpack(state: Mapping[str, Any], params: Mapping[str, SparseParam], algorith
         if (live := int(masks[name].count_nonzero())) != row["live"]:
             problems.append(f"{name}: the mask has {live} live weights, {row['live']} were saved")
         if not params[name].holds(masks[name]):
-            misfits.append(f"{name}: its mask has not the pattern {params[name].pattern}; use the one it was trained with")
+            misfits.append(f"{name}: its mask is not {params[name].pattern}; use the pattern it was trained with")
     raise_problems(problems, "the checkpoint's masks are torn")
     raise_problems(misfits, "the checkpoint's masks do not fit this pattern")
     live, target = sum(row["live"] for row in rows.values()), sum(p.target for p in params.values())
