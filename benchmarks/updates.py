@@ -2,9 +2,9 @@
 
     python benchmarks/updates.py            # prints the table, writes results/updates.json (about 2 minutes)
 
-Two linear layers of 1024 x 1024 at 10 % density under fused SGD with momentum; gradients are ready, so only the optimizer
-step and what the engine does around it is measured. Arms take turns, in an order that changes every round; CPU time,
-medians.
+Two linear layers of 1024 x 1024 at 10 % density under fused SGD with momentum; gradients are ready, so only the
+optimizer step and what the engine does around it is measured. Arms take turns, in an order that changes every round;
+CPU time, medians.
 """
 
 import argparse

@@ -15,7 +15,6 @@ from lightning_sparse.algorithms import (
     RigL,
     SparseMomentum,
     SRigL,
-    StagedSchedule,
     Static,
     SynFlow,
 )
@@ -25,7 +24,14 @@ from lightning_sparse.core.grouped import NM, FanIn
 from lightning_sparse.core.param import SparseParam
 from lightning_sparse.core.patterns import Block, Channel, Pattern, Unstructured
 from lightning_sparse.core.plan import Plan, plan
-from lightning_sparse.core.schedules import ConstantSchedule, CosineSchedule, CubicSchedule, LinearSchedule, Schedule
+from lightning_sparse.core.schedules import (
+    ConstantSchedule,
+    CosineSchedule,
+    CubicSchedule,
+    LinearSchedule,
+    Schedule,
+    StagedSchedule,
+)
 from lightning_sparse.core.sparsifier import Sparsifier
 from lightning_sparse.reparam import L0, SRSTE, STR, TopKAST
 

@@ -8,7 +8,7 @@ from lightning_sparse.algorithms.dynamic import SET, RigL, SparseMomentum
 from lightning_sparse.algorithms.global_magnitude import GlobalMagnitude
 from lightning_sparse.algorithms.granet import GraNet
 from lightning_sparse.algorithms.grasp import GraSP
-from lightning_sparse.algorithms.mest import MEST, StagedSchedule
+from lightning_sparse.algorithms.mest import MEST
 from lightning_sparse.algorithms.reallocating import DSR
 from lightning_sparse.algorithms.srigl import SRigL
 from lightning_sparse.algorithms.synflow import SynFlow
@@ -47,7 +47,6 @@ __all__ = [
     "RigL",
     "SRigL",
     "SparseMomentum",
-    "StagedSchedule",
     "Static",
     "SynFlow",
 ]

@@ -16,6 +16,7 @@ from lightning_sparse.core.allocation import AllocationName
 from lightning_sparse.core.errors import raise_problems
 from lightning_sparse.core.param import SparseParam
 from lightning_sparse.core.probe import Probe
+from lightning_sparse.core.select import clean
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,9 @@ class GraSP(Algorithm):
 
     def _head(self, params: Sequence[SparseParam], model: nn.Module) -> nn.Module:
         name = params[-1].name.rpartition(".")[0] if self.head is None else self.head
-        found: dict[str, nn.Module] = dict(model.named_modules())
+        found: dict[str, nn.Module] = {
+            clean(f"{key}.").removesuffix("."): module for key, module in model.named_modules()
+        }
         if name not in found:
             raise ValueError(f"GraSP: head={name!r} is no module; there are {', '.join(filter(None, found))}")
         return found[name]

@@ -1,6 +1,5 @@
 """Memory-economic sparse training: mutate by weight and gradient, grow at random, in stages."""
 
-from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import floor, isfinite
@@ -10,40 +9,8 @@ from torch import Tensor
 
 from lightning_sparse.algorithms.base import DropGrow
 from lightning_sparse.core.algorithm import Masks, keep_budget
-from lightning_sparse.core.errors import raise_problems
 from lightning_sparse.core.param import SparseParam
-from lightning_sparse.core.schedules import Schedule
-
-
-@dataclass(frozen=True)
-class StagedSchedule(Schedule):
-    """A number that changes in stages, and holds in between.
-
-    Args:
-        values: one for each stage.
-        until: the share of the way at which each stage but the last ends; the next begins there.
-
-    Example:
-        >>> stages = StagedSchedule((0.2, 0.1, 0.0), until=(0.75, 1.0))
-        >>> [stages(step, stop=100) for step in (0, 74, 75, 99, 100)]
-        [0.2, 0.2, 0.1, 0.1, 0.0]
-    """
-
-    values: tuple[float, ...]
-    until: tuple[float, ...] = ()
-
-    def __post_init__(self) -> None:
-        """Check what was given, all at once."""
-        problems = []
-        if len(self.values) != len(self.until) + 1:
-            problems.append(f"needs one value more than ends of stages, got values={self.values}, until={self.until}")
-        if list(self.until) != sorted(set(self.until)) or not all(0 < share <= 1 for share in self.until):
-            problems.append(f"until must be shares in (0, 1] that rise, got {self.until}")
-        raise_problems(problems, "StagedSchedule")
-
-    def at(self, share: float) -> float:
-        """The value of the stage that ``share`` lies in."""
-        return self.values[bisect_right(self.until, share)]
+from lightning_sparse.core.schedules import Schedule, StagedSchedule
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from lightning.fabric.utilities.exceptions import MisconfigurationException
     from lightning.pytorch import Callback
+    from lightning.pytorch.loggers.logger import DummyLogger
     from lightning.pytorch.utilities import rank_zero_info, rank_zero_only, rank_zero_warn
 else:
 
@@ -38,12 +39,14 @@ else:
         [package.utilities.exceptions.MisconfigurationException for package in _found],
         "What either package raises when it is used wrongly.",
     )
+    DummyLogger = importlib.import_module(f"{_found[0].__name__}.loggers.logger").DummyLogger
     rank_zero_info, rank_zero_only, rank_zero_warn = (
         getattr(_found[0].utilities, name) for name in ("rank_zero_info", "rank_zero_only", "rank_zero_warn")
     )
 
 __all__ = [
     "Callback",
+    "DummyLogger",
     "MisconfigurationException",
     "rank_zero_info",
     "rank_zero_only",

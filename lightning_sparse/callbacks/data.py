@@ -7,19 +7,19 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import DataLoader, DistributedSampler, IterableDataset, RandomSampler, SequentialSampler
 
-from lightning_sparse.callbacks.base import MisconfigurationException
+from lightning_sparse.callbacks.base import DummyLogger, MisconfigurationException
 from lightning_sparse.core.algorithm import Algorithm
-
-_STEPS = ("forward", "training_step", "validation_step", "test_step", "predict_step")
+from lightning_sparse.core.probe import untouched_randomness
 
 
 class TrainerBatches:
     """The training batches of a Trainer, on its device, drawn from copies of its loaders.
 
     The loaders themselves are not begun: their position, workers and generators stay as they are. Samples are drawn in
-    an order that depends on ``seed`` alone, the same on every rank.
+    an order that depends on the seed alone, the same on every rank; a sampler of the user's own decides itself, in a
+    copy.
 
     Args:
         trainer: in a fit, its loaders set up.
@@ -34,6 +34,7 @@ class TrainerBatches:
         loaders = self._trainer.train_dataloader
         for batch in _batches(loaders, self._seed):
             converted = self._trainer.precision_plugin.convert_input(batch)
+            converted = self._trainer.lightning_module._on_before_batch_transfer(converted, dataloader_idx=0)
             yield self._trainer.strategy.batch_to_device(converted, dataloader_idx=0)
 
 
@@ -58,26 +59,52 @@ def _fresh(loader: Any, seed: int) -> Any:
                 f"the training data is a {type(loader).__name__} that can be read once only, so there is nothing to "
                 "choose masks by; use a DataLoader, or an algorithm that needs no data before training"
             )
-        return loader
+        return _copied(loader)
+    dataset = _copied(loader.dataset, needed=isinstance(loader.dataset, IterableDataset))
     how: dict[str, Any] = {"collate_fn": loader.collate_fn, "num_workers": 0}
-    if isinstance(loader.dataset, IterableDataset):
-        return DataLoader(_copied(loader.dataset), batch_size=loader.batch_size, drop_last=loader.drop_last, **how)
-    generator = torch.Generator().manual_seed(seed)
-    if loader.batch_size is not None:
-        return DataLoader(loader.dataset, loader.batch_size, shuffle=True, generator=generator, **how)
-    if loader.batch_sampler is not None:  # one of the user's own: it decides what goes together
-        return DataLoader(loader.dataset, batch_sampler=_copied(loader.batch_sampler), **how)
-    return DataLoader(loader.dataset, batch_size=None, shuffle=True, generator=generator, **how)
+    if isinstance(dataset, IterableDataset):
+        return DataLoader(dataset, batch_size=loader.batch_size, drop_last=loader.drop_last, **how)
+    if loader.batch_size is None and loader.batch_sampler is not None:  # the user's own: it decides what goes together
+        return DataLoader(dataset, batch_sampler=_copied(loader.batch_sampler), **how)
+    sampler = _sampler(loader, seed)
+    return DataLoader(dataset, batch_size=loader.batch_size, sampler=sampler, **how)
 
 
-def _copied(thing: Any) -> Any:
+def _sampler(loader: DataLoader[Any], seed: int) -> Any:
+    """Of all samples in an order of our own; one of the user's own in a copy, for all ranks together."""
+    own = loader.sampler
+    injected = isinstance(own, DistributedSampler) and own.dataset is loader.dataset
+    if type(own) in (RandomSampler, SequentialSampler) or injected:
+        generator = torch.Generator().manual_seed(seed)
+        return RandomSampler(range(len(loader.dataset)), generator=generator)  # type: ignore[arg-type]  # sized
+    sampler = _copied(own)
+    if isinstance(sampler, DistributedSampler):
+        sampler.num_replicas, sampler.rank = 1, 0
+        sampler.num_samples = sampler.total_size = len(sampler.dataset)  # type: ignore[arg-type]  # sized
+    return sampler
+
+
+def _copied(thing: Any, needed: bool = True) -> Any:
+    """A copy that shares tensors and arrays; where it is not ``needed``, the thing itself if it cannot be copied."""
     try:
-        return copy.deepcopy(thing)
-    except (TypeError, RuntimeError, AttributeError) as error:
+        return copy.deepcopy(thing, {id(value): value for value in _large(thing)})
+    except Exception as error:
+        if not needed:
+            return thing
         raise MisconfigurationException(
             f"{type(thing).__name__} cannot be copied ({error}), and reading it before training would disturb the run; "
             "give it a __deepcopy__, or use an algorithm that needs no data before training"
         ) from error
+
+
+def _large(thing: Any, depth: int = 4) -> Iterator[Any]:
+    """Tensors and arrays in a data set and in what it is made of."""
+    if hasattr(thing, "nbytes"):
+        yield thing
+    elif depth:
+        parts = thing if isinstance(thing, list | tuple) else list(getattr(thing, "__dict__", {}).values())
+        for part in parts[:100]:
+            yield from _large(part, depth - 1)
 
 
 def trainer_loss(trainer: Any) -> Callable[[nn.Module, Any], Tensor]:
@@ -99,19 +126,30 @@ def trainer_loss(trainer: Any) -> Callable[[nn.Module, Any], Tensor]:
 
 def _arguments(model: Any, batch: Any) -> list[Any]:
     """As Lightning calls it: with a batch index where the signature has room for one."""
-    names = inspect.signature(model.training_step).parameters
-    return [batch, 0] if "batch_idx" in names or len(names) >= 2 else [batch]
+    parameters = inspect.signature(model.training_step).parameters
+    room = len(parameters) >= 2 or any(p.kind is p.VAR_POSITIONAL for p in parameters.values())
+    return [batch, 0] if "batch_idx" in parameters or room else [batch]
 
 
-def _silence(model: Any, trainer: Any) -> None:
-    """The copy belongs to the same Trainer, logs nothing, and runs as plain Python if the original was compiled."""
-    if getattr(model, "_compiler_ctx", None) is not None:  # compiled steps are bound to the original
-        for name in _STEPS:
-            model.__dict__.pop(name, None)
-        model._compiler_ctx = None
-    model._trainer = trainer
-    for name in ("log", "log_dict"):
-        object.__setattr__(model, name, _nothing)
+class _Quiet:
+    """A Trainer whose loggers keep nothing."""
+
+    def __init__(self, trainer: Any) -> None:
+        self._trainer = trainer
+        self.logger = DummyLogger()
+        self.loggers = [self.logger]
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._trainer, name)
+
+
+def _silence(model: nn.Module, trainer: Any) -> None:
+    """The copy, and the LightningModules in it, belong to the same Trainer and log nothing."""
+    for module in model.modules():
+        if hasattr(module, "_trainer"):
+            object.__setattr__(module, "_trainer", _Quiet(trainer))
+            for name in ("log", "log_dict"):
+                object.__setattr__(module, name, _nothing)
 
 
 def _nothing(*args: Any, **kwargs: Any) -> None:
@@ -123,7 +161,8 @@ def example_inputs(trainer: Any, pl_module: Any, seed: int) -> Any:
     given = getattr(pl_module, "example_input_array", None)
     if given is not None:
         return given
-    batch = next(iter(TrainerBatches(trainer, seed)), None)
+    with untouched_randomness():
+        batch = next(iter(TrainerBatches(trainer, seed)), None)
     return batch[0] if isinstance(batch, list | tuple) else batch
 
 

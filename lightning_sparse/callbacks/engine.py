@@ -52,7 +52,9 @@ def build(updater: "MaskUpdater", trainer: Any, pl_module: Any, state: Mapping[s
         state=state or None,
         batches=TrainerBatches(trainer, updater.seed),
         loss=trainer_loss(trainer),
-        example_inputs=example_inputs(trainer, pl_module, updater.seed) if algorithm.asks == "inputs" else None,
+        example_inputs=example_inputs(trainer, pl_module, updater.seed)
+        if algorithm.asks == "inputs" and not state
+        else None,
     )
     if state and trainer.global_step == 0:
         sparsifier.restart(sparsifier.algorithm)

@@ -180,6 +180,7 @@ class MaskUpdater(Callback):
         """Forget what was staged for a step that a gradient scaler skipped."""
         if self.sparsifier:
             self.sparsifier.discard()
+            self.sparsifier.sample()
             self._rewind_rates(trainer)
 
     def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:

@@ -133,7 +133,8 @@ class Regularizer(Callback):
         """Activations pay in this backward pass, weighed as its loss is."""
         if isinstance(self.engine, ActivationRegularizer):
             self._backward_passes += 1
-            self.engine.factor = _scale(trainer, loss.device) / trainer.accumulate_grad_batches
+            scale = _scale(trainer, loss.device)
+            self.engine.factor = (1.0 if scale is None else scale) / trainer.accumulate_grad_batches
 
     def on_after_backward(self, trainer: Any, pl_module: Any) -> None:
         """Whatever else runs backward is the user's own business."""
@@ -144,8 +145,7 @@ class Regularizer(Callback):
         """Gradients are accumulated and averaged, not yet clipped; unscaled unless a fused optimizer does that."""
         if isinstance(self.engine, WeightRegularizer):
             fused = getattr(unwrap(optimizer), "_step_supports_amp_scaling", False)
-            scaled = fused and getattr(trainer.precision_plugin, "scaler", None) is not None
-            self.engine.add(optimizer, _scale(trainer, pl_module.device) if scaled else None)
+            self.engine.add(optimizer, _scale(trainer, pl_module.device) if fused else None)
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Log the penalty where the loss is logged."""
@@ -209,11 +209,10 @@ class Regularizer(Callback):
             )
 
 
-def _scale(trainer: Any, device: torch.device) -> Tensor:
-    """What a gradient scaler multiplies losses with now: 1 without one."""
-    one, scaler = torch.ones((), device=device), getattr(trainer.precision_plugin, "scaler", None)
-    scaled: Tensor = one if scaler is None else scaler.scale(one)
-    return scaled
+def _scale(trainer: Any, device: torch.device) -> Tensor | None:
+    """What a gradient scaler multiplies losses with now, if there is one."""
+    scaler = getattr(trainer.precision_plugin, "scaler", None)
+    return None if scaler is None else scaler.scale(torch.ones((), device=device))
 
 
 def _logs(trainer: Any) -> bool:

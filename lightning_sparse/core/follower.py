@@ -68,10 +68,9 @@ class Follower:
 
     def remove(self) -> None:
         """Let go of the optimizer."""
-        if self._swapped:  # a step failed half way
-            with torch.no_grad():
-                self._swap_out()
-                show(self.algorithm, self.params)
+        with torch.no_grad():
+            self._swap_out()  # a step failed half way
+            show(self.algorithm, self.params)
         self.discard()
         self._hooks.remove()
 
@@ -126,6 +125,16 @@ class Follower:
         if not self._needs_gradient(self.steps + 1):
             for p in self.params:
                 p.dense_grad = None  # else the buffer is used again
+
+    def look(self, params: Sequence[SparseParam]) -> None:
+        """A forward pass comes: show each of these weights as the mode of its module wants it."""
+        if self._swapped or not self._latent:
+            return
+        for p in self.params:
+            wanted = p.place.module.training
+            if p.noisy != wanted and any(p is other for other in params):
+                p.step = self.steps + 1
+                show(self.algorithm, [p], wanted)
 
     @property
     def _latent(self) -> bool:

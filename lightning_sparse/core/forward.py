@@ -4,57 +4,85 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from lightning_sparse.core.param import SparseParam
 
+Show = Callable[[Sequence[SparseParam]], None]
+Centre = Callable[[SparseParam], Tensor]
+
 
 class Peek:
-    """A forward or ``state_dict`` hook that asks for the right weights; a copy of it, in a copied model, does nothing.
+    """A hook of a module; a copy of it, in a copied model, does nothing.
 
     Args:
-        show: called with whether a sample is wanted.
-        training: what is wanted when the module is in training mode.
+        call: what to do; None for a copy.
     """
 
-    def __init__(self, show: Callable[[bool], None] | None, training: bool) -> None:
-        self._show, self._training = show, training
+    def __init__(self, call: Callable[..., None] | None) -> None:
+        self._call = call
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def __call__(self, module: nn.Module, *args: Any) -> None:
-        """Called by torch before the module's forward pass, or before its ``state_dict``."""
-        if self._show is not None:
-            self._show(self._training and module.training)
+        """Called by torch."""
+        if self._call is not None:
+            self._call(module, *args)
 
     def __deepcopy__(self, memo: Any) -> "Peek":
         """Without the engine: what it would show belongs to another model."""
-        return Peek(None, self._training)
+        return Peek(None)
 
     def __reduce__(self) -> Any:
         """Pickles without the engine."""
-        return Peek, (None, self._training)
+        return Peek, (None,)
 
 
 class ForwardHooks:
-    """Hooks on every module through which a sparse weight may be used, and on whatever holds these.
+    """Hooks on every module through which a sparse weight may be used.
+
+    Before a forward pass of a module, or of one that holds it (attention uses the weight of a submodule that it never
+    calls), its weights are shown as the mode of their module wants them. ``state_dict`` gets the centre, without a
+    touch of the weights: a backward pass may need these as they are.
 
     Args:
         model: the model.
         params: the sparse parameters.
-        show: called with whether a sample is wanted.
+        show: shows parameters as their modules' modes want.
+        centre: the effective weight without chance.
     """
 
-    def __init__(self, model: nn.Module, params: Sequence[SparseParam], show: Callable[[bool], None]) -> None:
-        owners = {id(p.place.module) for p in params}
-        holders = [m for m in model.modules() if any(id(child) in owners for child in m.modules())]
+    def __init__(self, model: nn.Module, params: Sequence[SparseParam], show: Show, centre: Centre) -> None:
         self._handles: list[Any] = []
-        for module in holders:  # attention uses the weight of a submodule that it never calls
-            self._handles.append(module.register_forward_pre_hook(Peek(show, training=True)))
-            before_saving = module.register_state_dict_pre_hook(Peek(show, training=False))  # type: ignore[no-untyped-call]
-            self._handles.append(before_saving)
+        self._show, self._centre = show, centre
+        weights = {id(p.place.weight): p for p in params}
+        own = {id(m): [weights[id(w)] for w in m._parameters.values() if id(w) in weights] for m in model.modules()}
+        for module in model.modules():
+            under = {p.name: p for child in module.modules() for p in own[id(child)]}
+            if under:
+                held = [(p, p.place.weight) for p in under.values()]
+                self._handles.append(module.register_forward_pre_hook(Peek(self._before(held))))
+            if own[id(module)]:
+                saved = self._after_saving(own[id(module)])
+                self._handles.append(module.register_state_dict_post_hook(Peek(saved)))  # type: ignore[no-untyped-call]
 
     def remove(self) -> None:
         """Take all hooks off."""
         for handle in self._handles:
             handle.remove()
         self._handles = []
+
+    def _before(self, held: Sequence[tuple[SparseParam, Tensor]]) -> Callable[..., None]:
+        def before(module: nn.Module, args: Any) -> None:
+            # under functional_call a module holds tensors of the caller's: not ours to write
+            self._show([p for p, weight in held if p.place.weight is weight])
+
+        return before
+
+    def _after_saving(self, own: Sequence[SparseParam]) -> Callable[..., None]:
+        def after(module: nn.Module, state: dict[str, Any], prefix: str, metadata: Any) -> None:
+            for name, weight in module._parameters.items():
+                for p in own:
+                    if p.noisy and weight is p.place.weight and prefix + name in state:
+                        state[prefix + name] = self._centre(p)
+
+        return after

@@ -88,6 +88,12 @@ def show(algorithm: Algorithm, params: Sequence[SparseParam], noisy: bool = Fals
             p.noisy = noisy
 
 
+@torch.no_grad()
+def centre(algorithm: Latent, p: SparseParam) -> Tensor:
+    """The effective weight without chance."""
+    return algorithm.effective(p).masked_fill_(~p.mask, 0.0)
+
+
 def pull_back(algorithm: Algorithm, params: Sequence[SparseParam]) -> None:
     """Turn the gradients into those of the latent weights, in place."""
     assert isinstance(algorithm, Latent)

@@ -54,7 +54,7 @@ def prepare(
     """
     if not isinstance(algorithm, Algorithm):
         raise ValueError(f"Sparsifier: algorithm must be an object such as RigL(), got {algorithm!r}")
-    shared = allocation or algorithm.allocation
+    shared = allocation or ("uniform" if isinstance(density, Mapping) else algorithm.allocation)
     if pattern is None:
         pattern = (algorithm.own_pattern if density is None else None) or Unstructured()
     free = density is None and isinstance(algorithm, Latent) and algorithm.outcome and not pattern.fixed_density()

@@ -12,6 +12,7 @@ from lightning_sparse.core.param import SparseParam
 from lightning_sparse.core.random_state import load_random_state, save_random_state
 from lightning_sparse.core.select import clean
 
+_STEPS = ("forward", "training_step", "validation_step", "test_step", "predict_step")
 Loss = Callable[[nn.Module, Any], Tensor]
 
 
@@ -55,6 +56,9 @@ class Probe:
                 f"the model cannot be copied to take gradients in ({error}); give its attributes that cannot be copied "
                 "a __deepcopy__, or choose another algorithm"
             ) from error
+        if getattr(self.model, "_compiler_ctx", None) is not None:  # Lightning's: the compiled steps are the original's
+            for name in _STEPS:
+                self.model.__dict__.pop(name, None)
         self._batches, self._loss, self.example_inputs = batches, loss, example_inputs
 
     def weights(self, names: Sequence[str]) -> dict[str, Tensor]:
@@ -67,13 +71,12 @@ class Probe:
         return iter(self._batches or ())
 
     def loss(self, batch: Any) -> Tensor:
-        """The loss of a batch, in training mode.
+        """The loss of a batch; modules are in the modes that the user has left them in.
 
         Raises:
             ValueError: if it has no graph to differentiate.
         """
         assert self._loss is not None, "checked before"
-        self.model.train()
         with torch.enable_grad():
             loss = self._loss(self.model, batch)
         if not isinstance(loss, Tensor) or not loss.requires_grad or loss.numel() != 1:
@@ -128,4 +131,5 @@ def first_masks(algorithm: Any, params: Sequence[SparseParam], probe: Callable[[
     if algorithm.asks == "nothing":
         return dict(algorithm.init(params))
     with untouched_randomness():
+        torch.manual_seed(params[0].seed)  # the same on every rank
         return dict(algorithm.init_from(params, probe()))

@@ -1,7 +1,8 @@
 """A saved state of training to go back to: the weights and optimizer state of an early step."""
 
 import copy
-from collections.abc import Mapping, Sequence
+import weakref
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -90,13 +91,19 @@ class Rewinder:
         self._model = model
         self._saved: dict[str, Rewind] = {}  # by the first sparse parameter of the optimizer
         self._live: dict[str, int] = {}
+        self._idle: list[Callable[[], Optimizer | None]] = []  # optimizers without a sparse weight: they go back too
         self.count = 0
 
     def start(
         self, optimizer: Optimizer, owned: Sequence[SparseParam], algorithm: Algorithm, steps: Mapping[str, int]
     ) -> None:
         """An optimizer is about to be followed: keep the first weights, if these are what is wanted."""
+        if any(held() is optimizer for held in self._idle):
+            return
         if not owned:
+            self._idle.append(weakref.ref(optimizer))
+            if algorithm.rewind_step == 0 and max(steps.values()) == 0:
+                self._saved.setdefault(f"#{len(self._idle)}", save(optimizer, self._model))
             return
         name = owned[0].name
         self._live[name] = sum(p.live for p in owned)
@@ -109,11 +116,13 @@ class Rewinder:
         if not owned or algorithm.rewind_step is None:
             return
         name, live = owned[0].name, sum(p.live for p in owned)
+        idle = [(f"#{i}", other) for i, held in enumerate(self._idle, start=1) if (other := held()) is not None]
         if algorithm.rewind_step == step:
-            self._saved[name] = save(optimizer, self._model)
+            self._saved |= {key: save(other, self._model) for key, other in [(name, optimizer), *idle]}
         if algorithm.rewinds(step) and live < self._live[name]:  # not where nothing was pruned
             self._live[name] = live
-            restore(optimizer, self._model, self._saved[name])
+            for key, other in [(name, optimizer), *idle]:
+                restore(other, self._model, self._saved[key])
             for p in owned:
                 carry_state(optimizer, p, p.mask)
             forget(optimizer)
@@ -121,7 +130,7 @@ class Rewinder:
 
     def forget(self) -> None:
         """Another run begins: it has a start of its own."""
-        self._saved = {}
+        self._saved, self._idle = {}, []
 
     def state_dict(self) -> dict[str, Any]:
         """Tensors and plain containers; empty where nothing is kept."""

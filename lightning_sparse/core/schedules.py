@@ -2,7 +2,10 @@
 
 import math
 from abc import ABC, abstractmethod
+from bisect import bisect_right
 from dataclasses import dataclass
+
+from lightning_sparse.core.errors import raise_problems
 
 
 class Schedule(ABC):
@@ -101,3 +104,34 @@ class CubicSchedule(Schedule):
     def at(self, share: float) -> float:
         """``end + (start - end) * (1 - share) ** 3``."""
         return self.end + (self.start - self.end) * (1 - share) ** 3
+
+
+@dataclass(frozen=True)
+class StagedSchedule(Schedule):
+    """A number that changes in stages, and holds in between.
+
+    Args:
+        values: one for each stage.
+        until: the share of the way at which each stage but the last ends; the next begins there.
+
+    Example:
+        >>> stages = StagedSchedule((0.2, 0.1, 0.0), until=(0.75, 1.0))
+        >>> [stages(step, stop=100) for step in (0, 74, 75, 99, 100)]
+        [0.2, 0.2, 0.1, 0.1, 0.0]
+    """
+
+    values: tuple[float, ...]
+    until: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Check what was given, all at once."""
+        problems = []
+        if len(self.values) != len(self.until) + 1:
+            problems.append(f"needs one value more than ends of stages, got values={self.values}, until={self.until}")
+        if list(self.until) != sorted(set(self.until)) or not all(0 < share <= 1 for share in self.until):
+            problems.append(f"until must be shares in (0, 1] that rise, got {self.until}")
+        raise_problems(problems, "StagedSchedule")
+
+    def at(self, share: float) -> float:
+        """The value of the stage that ``share`` lies in."""
+        return self.values[bisect_right(self.until, share)]

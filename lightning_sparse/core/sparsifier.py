@@ -1,6 +1,7 @@
 """The engine: it alone writes weights, gradients, optimizer state and masks."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,8 +14,8 @@ from lightning_sparse.core.checkpoint import pack, unpack
 from lightning_sparse.core.follower import zero
 from lightning_sparse.core.followers import Followers
 from lightning_sparse.core.forward import ForwardHooks
-from lightning_sparse.core.latent import settle_latents, show, start_latents
-from lightning_sparse.core.param import Init, densities
+from lightning_sparse.core.latent import Latent, centre, settle_latents, show, start_latents
+from lightning_sparse.core.param import Init, SparseParam, densities
 from lightning_sparse.core.patterns import Pattern
 from lightning_sparse.core.plan import Density
 from lightning_sparse.core.prepare import prepare, settle, settle_targets
@@ -172,7 +173,6 @@ class Sparsifier:
 
     def detach(self) -> None:
         """Let go of all optimizers. Masks stay as they are, and nothing enforces them any more."""
-        self._show(False)
         if self._forward is not None:
             self._forward.remove()
         self._forward = None
@@ -223,7 +223,6 @@ class Sparsifier:
 
     def state_dict(self) -> dict[str, Any]:
         """Masks (a bit a weight), step counts and the algorithm's own state: tensors, ints and plain containers."""
-        self._show(False)
         state = pack(self.params, self.algorithm, self._followers.steps, self._followers.overdue, self.updates)
         return {**state, "rewinder": self._rewinder.state_dict()}
 
@@ -272,13 +271,14 @@ class Sparsifier:
 
     def _sample(self) -> None:
         """See to it that training passes get samples, under an algorithm that draws them."""
-        if getattr(self.algorithm, "noisy", False) and self._forward is None:
-            self._forward = ForwardHooks(self._model, list(self.params.values()), self._show)
+        if isinstance(self.algorithm, Latent) and self.algorithm.noisy and self._forward is None:
+            params = list(self.params.values())
+            self._forward = ForwardHooks(self._model, params, self._look, partial(centre, self.algorithm))
 
-    def _show(self, noisy: bool) -> None:
-        """Show a sample of the weights, or their centre."""
+    def _look(self, params: Sequence[SparseParam]) -> None:
         for follower in self._followers.all:
-            if any(p.noisy != noisy for p in follower.params):
-                for p in follower.params:
-                    p.step = follower.steps + 1
-                show(self.algorithm, follower.params, noisy)
+            follower.look(params)
+
+    def sample(self) -> None:
+        """A training pass comes: under an algorithm that draws samples, show one. Hooks on the modules do so too."""
+        self._look(list(self.params.values()))

@@ -149,7 +149,7 @@ class ActivationRegularizer:
             samples = wide(kept)  # half precision would lose a small strength shared by a large batch
             if self._measuring:
                 self._values.append(torch.vmap(self.penalty.value)(samples).mean() * strength)
-            extra = torch.vmap(self.penalty.gradient)(samples) * (self.factor * (strength / len(samples)))
+            extra = torch.vmap(self.penalty.gradient)(samples) * (strength / len(samples)) * self.factor
             return gradient + extra.to(gradient.dtype)
 
         return pay

@@ -120,6 +120,13 @@ class L0(Periodic, Latent):
     def effective(self, p: SparseParam, noisy: bool = False) -> Tensor:
         """The latent weights times their gates; a noisy pass draws these."""
         assert p.latent is not None
+        z, slope = self._gates(p, noisy)
+        if noisy:
+            p.scratch["z"], p.scratch["slope"] = z, slope
+        return p.latent * z.to(p.latent.dtype)
+
+    def _gates(self, p: SparseParam, noisy: bool) -> tuple[Tensor, Tensor]:
+        """The gates, and how they move with ``log_alpha``."""
         log_alpha = p.state["log_alpha"]
         if noisy:
             u = p.uniform("gate", log_alpha.shape).clamp_(_EPS, 1 - _EPS)
@@ -128,15 +135,13 @@ class L0(Periodic, Latent):
             s = log_alpha.sigmoid()
         z = s * (_ZETA - _GAMMA) + _GAMMA
         slope = (_ZETA - _GAMMA) * s * (1 - s) * ((z > 0) & (z < 1))
-        if noisy:
-            p.scratch["z"], p.scratch["slope"] = z.clamp_(0, 1), slope / _BETA
-        return p.latent * z.clamp_(0, 1).to(p.latent.dtype)
+        return z.clamp_(0, 1), slope / _BETA if noisy else slope
 
     def pull_back(self, p: SparseParam, gradient: Tensor) -> Tensor:
         """Of the product: each factor's gradient is the other's value; a gate's goes on to its ``log_alpha``."""
         assert p.latent is not None
-        if "z" not in p.scratch:  # no training pass has drawn gates: the centre was used
-            self.effective(p, noisy=True)
+        if "z" not in p.scratch:  # no pass has drawn gates: the centre was used
+            p.scratch["z"], p.scratch["slope"] = self._gates(p, noisy=False)
         masked = gradient * p.mask
         gates = (masked.float() * p.latent).sum_to_size(p.state["log_alpha"].shape)
         p.scratch["gates"] = gates * p.scratch["slope"]
