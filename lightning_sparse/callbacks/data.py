@@ -66,18 +66,16 @@ def _fresh(loader: Any, seed: int) -> Any:
         return DataLoader(dataset, batch_size=loader.batch_size, drop_last=loader.drop_last, **how)
     if loader.batch_size is None and loader.batch_sampler is not None:  # the user's own: it decides what goes together
         return DataLoader(dataset, batch_sampler=_copied(loader.batch_sampler), **how)
-    sampler = _sampler(loader, seed)
-    return DataLoader(dataset, batch_size=loader.batch_size, sampler=sampler, **how)
-
-
-def _sampler(loader: DataLoader[Any], seed: int) -> Any:
-    """Of all samples in an order of our own; one of the user's own in a copy, for all ranks together."""
     own = loader.sampler
     injected = isinstance(own, DistributedSampler) and own.dataset is loader.dataset
     if type(own) in (RandomSampler, SequentialSampler) or injected:
-        generator = torch.Generator().manual_seed(seed)
-        return RandomSampler(range(len(loader.dataset)), generator=generator)  # type: ignore[arg-type]  # sized
-    sampler = _copied(own)
+        order = torch.Generator().manual_seed(seed)
+        return DataLoader(dataset, batch_size=loader.batch_size, shuffle=True, generator=order, **how)
+    return DataLoader(dataset, batch_size=loader.batch_size, sampler=_for_one(_copied(own)), **how)
+
+
+def _for_one(sampler: Any) -> Any:
+    """A sampler of the user's own, for all ranks together."""
     if isinstance(sampler, DistributedSampler):
         sampler.num_replicas, sampler.rank = 1, 0
         sampler.num_samples = sampler.total_size = len(sampler.dataset)  # type: ignore[arg-type]  # sized

@@ -3,6 +3,14 @@
 from collections.abc import Mapping
 from typing import Any
 
+from torch import Tensor
+
+
+def _settings(group: Mapping[str, Any]) -> dict[str, Any]:
+    """The learning rate and what schedulers move with it, such as momentum."""
+    kept = {key: value for key, value in group.items() if key != "params"}
+    return {key: value.clone() if isinstance(value, Tensor) else value for key, value in kept.items()}
+
 
 class LearningRate:
     """The states of a Trainer's schedulers and the rates of its optimizers, saved once and set back.
@@ -18,7 +26,7 @@ class LearningRate:
         """Keep what they are now."""
         self.saved = {
             "schedulers": [dict(config.scheduler.state_dict()) for config in trainer.lr_scheduler_configs],
-            "rates": [[group["lr"] for group in optimizer.param_groups] for optimizer in trainer.optimizers],
+            "rates": [[_settings(group) for group in optimizer.param_groups] for optimizer in trainer.optimizers],
         }
 
     def restore(self, trainer: Any) -> None:
@@ -27,7 +35,7 @@ class LearningRate:
             config.scheduler.load_state_dict(dict(state))
         for optimizer, rates in zip(trainer.optimizers, self.saved["rates"], strict=True):
             for group, rate in zip(optimizer.param_groups, rates, strict=True):
-                group["lr"] = rate
+                group.update(rate)
 
     def load(self, saved: Mapping[str, Any]) -> None:
         """Take what a checkpoint holds."""

@@ -15,7 +15,11 @@ def watchers(trainer: Any) -> list[Any]:
     """
     carry = ("best_k_models", "wait_count")
     found = [c for c in trainer.callbacks if any(hasattr(c, attribute) for attribute in carry)]
-    return [c for c in found if getattr(c, "monitor", None) is not None and "density" not in c.monitor]
+    return [c for c in found if (monitor := getattr(c, "monitor", None)) is not None and not _is_density(monitor)]
+
+
+def _is_density(monitor: str) -> bool:
+    return monitor.partition("/")[0] in ("density", "nonzero_density", "flops_share", "nonzero")
 
 
 def warn_of_dense_best(name: str, trainer: Any, sparsifier: Sparsifier) -> None:

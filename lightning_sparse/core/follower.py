@@ -69,8 +69,10 @@ class Follower:
     def remove(self) -> None:
         """Let go of the optimizer."""
         with torch.no_grad():
-            self._swap_out()  # a step failed half way
-            show(self.algorithm, self.params)
+            halfway = self._swapped  # a step failed
+            self._swap_out()
+            # else not: by now the parameters may hold an average, or weights that were loaded
+            show(self.algorithm, [p for p in self.params if halfway or p.noisy])
         self.discard()
         self._hooks.remove()
 
@@ -158,6 +160,8 @@ class Follower:
                 self.stage()
             elif not self._latent:
                 self._mask_gradients()  # a backward pass since then
+            if self._swapped:
+                return  # a step within a step
             if self._latent:
                 swap_in(self.algorithm, self.params, loss_scale(self.optimizer))
                 self._swapped = True
@@ -246,6 +250,7 @@ class Follower:
         """Weights are plain from now on."""
         show(self.algorithm, self.params)
         settle_latents(self.params)
+        forget(self.optimizer)
         for p in self.params:
             carry_state(self.optimizer, p, p.mask)
 

@@ -127,7 +127,8 @@ def learn(
     assert isinstance(algorithm, Latent)
     owner = {id(weight): group for group in groups for weight in group["params"]}
     for p, _ in latents(params):
-        algorithm.learn(p, owner[id(p.place.weight)], scale)
+        if p.place.weight.grad is not None:  # else the step does not touch the weight either
+            algorithm.learn(p, owner[id(p.place.weight)], scale)
         p.scratch.clear()
 
 

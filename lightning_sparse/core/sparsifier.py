@@ -237,12 +237,15 @@ class Sparsifier:
         self.detach()
         self._followers.count_from(saved.steps, saved.overdue)
         self.updates = saved.updates
+        own = state["algorithm"] == type(self.algorithm).__name__  # else only its masks and counts are of use
         for name, p in self.params.items():
             p.set_mask(saved.masks[name])
             p.target = saved.targets[name]
-            p.state = {key: value.clone().to(p.mask.device) for key, value in saved.states[name].items()}
-            latent = saved.latents[name]
+            p.state = {key: value.clone().to(p.mask.device) for key, value in saved.states[name].items() if own}
+            latent = saved.latents[name] if own else None
             p.latent = None if latent is None else latent.to(p.place.weight, copy=True)
+        if not own:
+            start_latents(self.algorithm, list(self.params.values()))
         self._rewinder.load_state_dict(state.get("rewinder", {}), self.algorithm, saved.steps)
         show(self.algorithm, list(self.params.values()))
         self._zero()

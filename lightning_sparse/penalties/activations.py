@@ -117,8 +117,7 @@ class ActivationRegularizer:
     def _watch(self, name: str) -> Any:
         @torch.compiler.disable  # type: ignore[untyped-decorator]
         def hook(module: nn.Module, args: Any, output: Any) -> None:
-            if torch.is_grad_enabled():
-                self._penalize(name, output)
+            self._penalize(name, output)
 
         return hook
 

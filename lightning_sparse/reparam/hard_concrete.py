@@ -143,7 +143,7 @@ class L0(Periodic, Latent):
         if "z" not in p.scratch:  # no pass has drawn gates: the centre was used
             p.scratch["z"], p.scratch["slope"] = self._gates(p, noisy=False)
         masked = gradient * p.mask
-        gates = (masked.float() * p.latent).sum_to_size(p.state["log_alpha"].shape)
+        gates = (masked * p.latent).float().sum_to_size(p.state["log_alpha"].shape)
         p.scratch["gates"] = gates * p.scratch["slope"]
         return masked * p.scratch["z"].to(masked.dtype)
 
@@ -168,6 +168,8 @@ class L0(Periodic, Latent):
         if not params[0].free:
             way = int(self.stop) - int(self.begin)
             counts = ramp(params, _RAMP(step - int(self.begin), way))
+            if sum(counts) >= sum(p.live for p in params):
+                return {}  # a later run begins below where its ramp does
             return keep_budget(params, spread, counts, live_only=True)
         if step != self.stop:
             return {}

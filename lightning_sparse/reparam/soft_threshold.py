@@ -106,11 +106,12 @@ class STR(Periodic, Latent):
 
     def update(self, params: Sequence[SparseParam], step: int) -> Masks:
         """What is above its threshold lives; a density that was asked for moves the thresholds first."""
-        logits = {p.name: _magnitude(p).clamp(max=_LARGEST).logit() for p in params}
+        logits = {p.name: _logit(_magnitude(p)) for p in params}
         if params[0].free:
             masks = {p.name: logits[p.name] > p.state["threshold"] for p in params}
             return {p.name: masks[p.name] if masks[p.name].any() else p.keep(_magnitude(p), 1, p.mask) for p in params}
-        scores = {p.name: logits[p.name] - p.state["threshold"] for p in params}
+        middle = torch.stack([p.state["threshold"] for p in params]).mean()  # at -3200 float32 would lose the order
+        scores = {p.name: logits[p.name] - (p.state["threshold"] - middle) for p in params}
         kept = keep_budget(params, scores, ramp(params, _RAMP(step, int(self.stop))))
         for p in params:
             _steer(p.state["threshold"], logits[p.name], kept[p.name])
@@ -128,10 +129,16 @@ def _magnitude(p: SparseParam) -> Tensor:
     return p.latent.abs().float()
 
 
+def _logit(magnitude: Tensor) -> Tensor:
+    """Rises with the magnitude, and is its logit below 1."""
+    return magnitude.clamp(max=_LARGEST).logit() + (magnitude - 1).relu()
+
+
 def _steer(s: Tensor, logits: Tensor, kept: Tensor) -> None:
     """Move ``s`` no further than needed: at or above every dropped weight, below the kept ones."""
     low = logits.masked_fill(kept, -torch.inf).amax()
     high = logits.masked_fill(~kept | logits.isneginf(), torch.inf).amin()
     low = torch.where(low.isneginf(), s.clamp(max=high), low)
     high = torch.where(high.isinf(), s.clamp(min=low), high)
-    s.copy_(torch.where(s >= high, (low + high) / 2, s.clamp(min=low)))
+    apart = torch.where(s >= high, (low + high) / 2, s.clamp(min=low))
+    s.copy_(torch.where(low < high, apart, s.clamp(max=high - 1e-3)))  # a pattern may keep what is smaller

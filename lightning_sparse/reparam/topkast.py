@@ -61,6 +61,10 @@ class TopKAST(Periodic, Latent):
         """Always: weights of B outside A have to learn."""
         return step <= self.stop
 
+    def prepare(self, params: Sequence[SparseParam]) -> None:
+        """Set B, for masks that come from elsewhere."""
+        self._choose(params)
+
     def init(self, params: Sequence[SparseParam]) -> Masks:
         """The largest of the first weights."""
         return self._choose(params)

@@ -69,6 +69,31 @@ def test_activations_are_those_of_a_loss_with_the_penalty_in_it():
     close(model, by_hand, rtol=1e-7, atol=1e-9)
 
 
+class Sloped(Net):
+    """A gradient penalty of the user's own goes backward through the activations first."""
+
+    strength = 0.0
+
+    def training_step(self, batch, batch_idx):
+        images = batch[0].requires_grad_()
+        first = self.net[:2](images)
+        second = self.net[2:6](first)
+        outputs = self.net[6](second)
+        (slope,) = torch.autograd.grad(outputs.square().sum(), images, create_graph=True)
+        extra = (first.abs().sum() + second.abs().sum()) / len(images)
+        return F.cross_entropy(outputs, batch[1]) + 0.01 * slope.square().sum() + self.strength * extra
+
+
+def test_a_gradient_penalty_of_the_users_own_does_not_pay_for_activations():
+    model, by_hand = Sloped(), Sloped()
+    for sloped in (model, by_hand):
+        sloped.load_state_dict(net().state_dict())
+    by_hand.strength = 1e-2
+    fitted([Regularizer("l1", 1e-2, on="activations")], model, precision="64-true")
+    fitted([], by_hand, precision="64-true")
+    close(model, by_hand, rtol=1e-7, atol=1e-9)
+
+
 @pytest.mark.parametrize("settings", [{}, {"proximal": True}, {"on": "activations"}], ids=str)
 def test_accumulated_batches_are_one_big_batch(settings):
     runs = [

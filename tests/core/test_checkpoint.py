@@ -74,7 +74,8 @@ def resume(states, name, kind, seed=77):
     optimizer = OPTIMIZERS[kind](model.parameters())
     model.load_state_dict(states["model"])
     optimizer.load_state_dict(states["optimizer"])
-    return model, optimizer, Sparsifier(model, quick(name, 3, 17), 0.3, optimizers=[optimizer], state=states["sparsifier"])
+    saved = states["sparsifier"]
+    return model, optimizer, Sparsifier(model, quick(name, 3, 17), 0.3, optimizers=[optimizer], state=saved)
 
 
 def states_of(run):

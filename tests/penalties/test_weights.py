@@ -211,6 +211,24 @@ def test_every_closure_of_lbfgs_has_the_penalty_once():
     equal(model, by_hand, rtol=1e-6, atol=1e-9)
 
 
+class Nested(torch.optim.SGD):
+    """Its step calls its parent's, and both have hooks once a plain SGD was made."""
+
+    def step(self, closure=None):
+        return super().step(closure)
+
+
+@pytest.mark.parametrize("proximal", [False, True])
+def test_a_step_within_a_step_is_one(proximal):
+    model, plain = network(), network()
+    optimizers = [kind(m.parameters(), lr=0.1) for kind, m in ((Nested, model), (torch.optim.SGD, plain))]
+    for m, optimizer in zip((model, plain), optimizers, strict=True):
+        made = WeightRegularizer(m, L1(), 0.1, optimizers=[optimizer], proximal=proximal)
+        stepped(m, optimizer)
+        assert made.steps == [1]
+    equal(model, plain, rtol=0, atol=0)
+
+
 def test_a_line_search_is_refused():
     model = network()
     optimizer = torch.optim.LBFGS(model.parameters(), line_search_fn="strong_wolfe")
