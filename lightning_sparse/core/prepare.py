@@ -90,8 +90,12 @@ def prepare(
 
 
 def settle_targets(algorithm: Algorithm, params: Sequence[SparseParam]) -> None:
-    """Where layers compete for one budget, the first masks say what each got, if their density is the final one."""
-    if algorithm.settled(0) and all(p.scope == "global" for p in params):
+    """Where layers compete for one budget, the first masks say what each got, if their density is the final one.
+
+    Whole units of a pattern may miss the budget: then it stays what was planned, and what a resumed run plans again.
+    """
+    together = algorithm.settled(0) and all(p.scope == "global" for p in params)
+    if together and sum(p.live for p in params) == sum(p.target for p in params):
         for p in params:
             p.target = p.live
 

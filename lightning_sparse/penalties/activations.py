@@ -81,8 +81,12 @@ class ActivationRegularizer:
             torch.compiler.reset()  # what was compiled before would run without the hooks, and not notice
         self._steppers = Steppers([], lambda stepper, scale: None, lambda stepper: None, steps)
         self._handles = [module.register_forward_hook(self._watch(name)) for name, module in self.modules.items()]
-        for optimizer in optimizers:
-            self.attach(optimizer)
+        try:
+            for optimizer in optimizers:
+                self.attach(optimizer)
+        except (TypeError, ValueError):
+            self.detach()
+            raise
 
     @property
     def steps(self) -> list[int]:

@@ -85,8 +85,12 @@ class WeightRegularizer:
             self._strengths = Strengths(strength, [t.name for t in self.targets], total_steps)
         raise_problems(problems, type(self).__name__)
         self._steppers = Steppers(self.targets, self._before, self._after, steps)
-        for optimizer in optimizers:
-            self.attach(optimizer)
+        try:
+            for optimizer in optimizers:
+                self.attach(optimizer)
+        except (TypeError, ValueError):
+            self.detach()
+            raise
 
     @property
     def steps(self) -> list[int]:

@@ -257,6 +257,7 @@ def test_two_optimizers_of_the_same_weights_are_refused():
     both = [torch.optim.SGD(model.parameters(), lr=0.1), torch.optim.SGD(model[6].parameters(), lr=0.1)]
     with pytest.raises(ValueError, match=r"two optimizers step the same weights: 6\.weight"):
         WeightRegularizer(model, L1(), 0.1, optimizers=both)
+    assert not both[0]._optimizer_step_post_hooks  # nothing is half attached
 
 
 @pytest.mark.parametrize("proximal", [False, True])
