@@ -142,7 +142,8 @@ def keep_budget(params: Sequence[SparseParam], scores: Masks, counts: Sequence[i
         pairs = zip(params, counts, strict=True)
         return {p.name: p.keep(scores[p.name], k, among[p.name]) for p, k in pairs}
     device = params[0].mask.device
-    flat = torch.cat([scores[p.name].flatten().float().to(device) for p in params])
+    wide = torch.float64 if any(s.dtype == torch.float64 for s in scores.values()) else torch.float32
+    flat = torch.cat([scores[p.name].flatten().to(device, wide) for p in params])
     allowed = torch.cat([among[p.name].flatten().to(device) for p in params])
     joint = torch.split(keep_top(flat, sum(counts), allowed), [p.size for p in params])
     ranked = [int(part.count_nonzero()) for part in joint]

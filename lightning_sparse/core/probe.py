@@ -68,7 +68,7 @@ class Probe:
 
     def batches(self) -> Iterator[Any]:
         """The batches, from the first."""
-        return iter(self._batches or ())
+        return iter(() if self._batches is None else self._batches)
 
     def loss(self, batch: Any) -> Tensor:
         """The loss of a batch; modules are in the modes that the user has left them in.

@@ -104,6 +104,16 @@ def test_synflow_in_one_step_may_cut_a_path_and_in_two_does_not():
     assert kept(SynFlow(2), Rows(*UNITS), 0.25, inputs=torch.ones(1, 3)) == [[3], [1]]
 
 
+def test_what_synflow_has_pruned_stays_pruned_also_beside_weights_without_flow():
+    model = nn.Sequential(nn.Linear(1, 3), nn.Linear(3, 1, bias=False)).double()
+    with torch.no_grad():
+        model[0].weight.copy_(torch.tensor([[1.0], [2.0], [10.0]]))
+        model[0].bias.copy_(torch.tensor([5.0, 0.0, 0.0]))
+        model[1].weight.fill_(1.0)
+    # 1 2 10 and 6 2 10; four steps leave 5, 5, 4, 4: first 1 goes; then the second 2; then the first 2 has no flow
+    assert kept(SynFlow(4), model, 4 / 6, inputs=torch.ones(1, 1)) == [[1, 2], [0, 2]]
+
+
 def test_synflow_makes_biases_and_running_statistics_positive_and_leaves_the_model_as_it_was():
     norm = nn.BatchNorm1d(1).double()
     norm.running_mean.fill_(-5.0)

@@ -1,5 +1,7 @@
 """The look calls training_step as Lightning does: whatever its form, the same masks come out."""
 
+from typing import ClassVar
+
 import pytest
 import torch
 from helpers import Net, digest, loader, net, samples, trainer
@@ -159,10 +161,9 @@ def test_a_compiled_part_of_a_model_gets_the_masks_of_the_plain_one(algorithm):
 
 
 class Seen(Dataset):
-    """Remembers what was read."""
+    """Remembers what was read, by whatever copy."""
 
-    def __init__(self):
-        self.indices = []
+    indices: ClassVar[list] = []
 
     def __len__(self):
         return 48
@@ -173,10 +174,22 @@ class Seen(Dataset):
 
 
 
-def test_the_look_keeps_to_the_samples_of_the_users_sampler():
-    data = Seen()
-    masks(net(), data=DataLoader(data, batch_size=4, sampler=SubsetRandomSampler(range(8))))
-    assert set(data.indices) <= set(range(8)), "samples that were held out for validation"
+WHOLE = "a RandomSampler over part of the dataset is taken for Lightning's own; compare len(data_source)"
+
+
+@pytest.mark.parametrize(
+    "sampler",
+    [
+        SubsetRandomSampler(range(8)),
+        pytest.param(RandomSampler(range(8)), marks=pytest.mark.xfail(strict=True, reason=WHOLE)),
+    ],
+    ids=lambda sampler: type(sampler).__name__,
+)
+def test_the_look_keeps_to_the_samples_of_the_users_sampler(sampler):
+    Seen.indices.clear()
+    masks(net(), data=DataLoader(Seen(), batch_size=4, sampler=sampler))
+    assert len(Seen.indices) >= 12  # two batches looked at, one trained on
+    assert set(Seen.indices) <= set(range(8)), "samples that were held out for validation"
 
 
 def test_a_sampler_may_give_whole_batches():

@@ -210,17 +210,3 @@ def test_a_run_resumed_anywhere_ends_bit_for_bit_as_the_whole_one(whole, step):
     assert same(state_tensors(fit.optimizers[0]), state_tensors(resumed.optimizers[0]))
     assert pages.rates() == diary.rates()[step:]
     assert other.sparsifier.rewinds == 2
-
-
-def test_all_parameters_go_back_whichever_optimizer_steps_them():
-    model = nn.Sequential(nn.Linear(6, 8), nn.Linear(8, 3))
-    bias = model[0].bias.detach().clone()
-    first = torch.optim.SGD([layer.weight for layer in model], lr=0.1)
-    second = torch.optim.SGD([layer.bias for layer in model], lr=0.1)
-    engine = Sparsifier(model, GlobalMagnitude(stop=2, rewind="init"), 0.5, optimizers=[first, second])
-    for x, y in [(torch.randn(4, 6), torch.tensor([0, 1, 2, 0]))] * 2:
-        F.cross_entropy(model(x), y).backward()
-        second.step()
-        first.step()
-    assert engine.rewinds == 1
-    assert torch.equal(model[0].bias, bias)
