@@ -97,6 +97,12 @@ def test_a_yaml_gives_algorithm_and_schedule_by_class_path(script, tmp_path):
     assert trained(script("fit", "--config=config.yaml")) == ("RigL", 13, 3)
 
 
+def test_steps_that_arrive_as_a_float_are_steps(script, tmp_path):
+    """In a process that has seen Union[float, int] first, the parser reads 7 as 7.0."""
+    (tmp_path / "config.yaml").write_text(YAML.replace("stop: 7", "stop: 7.0"))
+    assert trained(script("fit", "--config=config.yaml")) == ("RigL", 13, 3)
+
+
 def printed(script, capsys, *arguments: str) -> str:
     with pytest.raises(SystemExit) as caught:
         script(*arguments, "--print_config")

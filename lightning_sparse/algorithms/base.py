@@ -2,7 +2,7 @@
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from math import floor
 from typing import TYPE_CHECKING, Literal
 
@@ -36,6 +36,7 @@ class Periodic(Algorithm):
 
     def __post_init__(self) -> None:
         """Check what was given, all at once."""
+        whole_steps(self)
         raise_problems(self.problems(), type(self).__name__)
 
     def problems(self) -> list[str]:
@@ -177,6 +178,22 @@ def in_steps(owner: Algorithm, name: str, moment: int | float, total_steps: int 
             f"give {name}= as a number of optimizer steps"
         )
     return max(1, round(moment * total_steps))
+
+
+def whole_steps(algorithm: Algorithm) -> None:
+    """Take 200.0 optimizer steps for 200: a YAML's 200 may arrive so.
+
+    Parsers of command lines try the types of ``int | float`` in an order that what ran before in the process can turn
+    round, because Python keeps one object for equal unions.
+
+    Example:
+        >>> Periodic(stop=200.0).stop
+        200
+    """
+    for field in fields(algorithm):  # type: ignore[arg-type]  # every algorithm is a dataclass
+        value = getattr(algorithm, field.name)
+        if isinstance(value, float) and value > 1 and value.is_integer() and "int" in str(field.type):
+            object.__setattr__(algorithm, field.name, int(value))
 
 
 def wrong_moment(name: str, value: int | float) -> list[str]:

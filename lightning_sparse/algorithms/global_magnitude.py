@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
 
-from lightning_sparse.algorithms.base import in_steps, wrong_moment
+from lightning_sparse.algorithms.base import in_steps, whole_steps, wrong_moment
 from lightning_sparse.core.algorithm import Algorithm, Masks, keep_budget, thin
 from lightning_sparse.core.allocation import AllocationName
 from lightning_sparse.core.errors import raise_problems
@@ -54,6 +54,7 @@ class GlobalMagnitude(Algorithm):
 
     def __post_init__(self) -> None:
         """Check what was given, all at once."""
+        whole_steps(self)
         found = []
         if type(self.rounds) is not int or self.rounds < 1:
             found.append(f"rounds must be a positive number, got {self.rounds!r}")

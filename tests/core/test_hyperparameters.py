@@ -29,6 +29,13 @@ def test_masks_move_at_multiples_of_every_up_to_stop(cls):
     assert due(cls(every=50, stop=10)) == []
 
 
+def test_whole_steps_may_arrive_as_floats_and_shares_stay_shares():
+    assert due(RigL(every=3.0, stop=10.0)) == [3, 6, 9]
+    assert type(GMP(begin=6.0, stop=10.0).begin) is int
+    assert type(RigL(stop=1.0).stop) is float
+    assert "got 10.5" in refusal(RigL, stop=10.5)
+
+
 def test_pruning_also_moves_at_stop():
     assert due(GMP(every=3, stop=10)) == [3, 6, 9, 10]
     assert due(GMP(every=3, stop=10, begin=6)) == [9, 10]
