@@ -11,17 +11,14 @@ goes on where it was.
 
 import argparse
 import json
-import platform
-import subprocess
 import time
 from collections.abc import Sequence
-from datetime import date
 from pathlib import Path
-from statistics import mean, stdev
 from typing import NamedTuple
 
 import numpy as np
 import torch
+from record import Row, error, newest, read, versions
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -54,7 +51,6 @@ ROOT = Path(__file__).parent
 RESULTS = ROOT / "results" / "accuracy.jsonl"
 EPOCHS, BATCH, TRAIN = 100, 100, 54_000
 DENSITIES = [0.05, 0.02, 0.01]
-Row = dict[str, object]
 
 EVERY = {"every": "epoch", "stop": 0.75}
 
@@ -162,7 +158,7 @@ def run(arm: str, density: float, seed: int, data: tuple[Tensor, Tensor, Tensor,
             decay.step()
     seconds = time.process_time() - start
     with torch.no_grad():
-        error = 100 - 100 * float((net(test_x).argmax(1) == test_y).float().mean())
+        test_error = 100 - 100 * float((net(test_x).argmax(1) == test_y).float().mean())
     weights = sparsifier.masks.values() if sparsifier else [p for p in net.parameters() if p.ndim > 1]
     live = sum(int(w.count_nonzero()) for w in weights)
     return {
@@ -173,39 +169,17 @@ def run(arm: str, density: float, seed: int, data: tuple[Tensor, Tensor, Tensor,
         "allocation": allocation,
         "seed": seed,
         "epochs": epochs,
-        "test_error": round(error, 3),
+        "test_error": round(test_error, 3),
         "live": live,
         "seconds": round(seconds, 1),
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "commit": COMMIT,
-        "date": date.today().isoformat(),
+        **versions(),
     }
 
 
-def commit() -> str:
-    """The commit that was measured; a plus marks changes on top of it."""
-
-    def git(*words: str) -> str:
-        return subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True).stdout.strip()
-
-    return git("rev-parse", "--short", "HEAD") + (
-        "+" if git("status", "--porcelain", "--", "../lightning_sparse") else ""
-    )
-
-
-COMMIT = commit()  # of the code that this process has loaded, whatever is committed while it runs
-
-
-def rows() -> list[Row]:
-    """What has run."""
-    return [json.loads(line) for line in RESULTS.read_text().splitlines()] if RESULTS.exists() else []
-
-
 def ran(arm: str, density: float, epochs: int = EPOCHS) -> list[Row]:
-    """The rows of an arm; those of another recipe under the same name are left out."""
-    found = [r for r in rows() if (r["arm"], r["density"], r["epochs"]) == (arm, density, epochs)]
-    return [r for r in found if r.get("recipe", ARMS[arm].recipe) == ARMS[arm].recipe]
+    """The rows of an arm, one a seed; those of another recipe under the same name are left out."""
+    found = [r for r in read(RESULTS) if (r["arm"], r["density"], r["epochs"]) == (arm, density, epochs)]
+    return newest([r for r in found if r.get("recipe", ARMS[arm].recipe) == ARMS[arm].recipe])
 
 
 def jobs(densities: Sequence[float]) -> list[tuple[str, float]]:
@@ -225,12 +199,10 @@ def table(density: float, arms: Sequence[str] = ()) -> str:
     ]
     for arm, d in [job for job in jobs([density]) if not arms or job[0] in arms]:
         found, published = ran(arm, d), PUBLISHED.get((arm, d), "")
-        errors = [float(str(r["test_error"])) for r in found]
-        if not errors:
+        if not found:
             lines.append(f"| {arm} | not run | | | {ARMS[arm].recipe} | {published} |")
             continue
-        spread = f" ± {stdev(errors) / len(errors) ** 0.5:.2f}" if len(errors) > 1 else ""
-        cells = (arm, f"{mean(errors):.2f}{spread}", len(errors), f"{found[0]['live']:,}", ARMS[arm].recipe, published)
+        cells = (arm, error(found), len(found), f"{found[0]['live']:,}", ARMS[arm].recipe, published)
         lines.append("| " + " | ".join(map(str, cells)) + " |")
     return "\n".join(lines)
 

@@ -10,15 +10,14 @@ one line of results/fashion.jsonl. No figure is published for this network: the 
 
 import argparse
 import json
-import platform
 import time
-from datetime import date
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean
 
 import numpy as np
 import torch
-from accuracy import COMMIT, Arm, Row
+from accuracy import Arm
+from record import Row, error, newest, read, versions
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -135,19 +134,13 @@ def run(arm: str, seed: int, data: tuple[Tensor, Tensor, Tensor, Tensor]) -> Row
     return {
         "arm": arm, "algorithm": repr(algorithm), "recipe": ARMS[arm].recipe, "seed": seed, "epochs": EPOCHS,
         "test_error": round(100 - 100 * right / len(test_y), 3), "live": sum(int(w.count_nonzero()) for w in weights),
-        "seconds": round(seconds, 1), "torch": torch.__version__, "python": platform.python_version(),
-        "commit": COMMIT, "date": date.today().isoformat(),
+        "seconds": round(seconds, 1), **versions(),
     }  # fmt: skip
 
 
-def rows() -> list[Row]:
-    """What has run."""
-    return [json.loads(line) for line in RESULTS.read_text().splitlines()] if RESULTS.exists() else []
-
-
 def ran(arm: str) -> list[Row]:
-    """The rows of an arm's recipe."""
-    return [r for r in rows() if (r["arm"], r["recipe"]) == (arm, ARMS[arm].recipe)]
+    """The rows of an arm's recipe, one a seed."""
+    return newest([r for r in read(RESULTS) if (r["arm"], r["recipe"]) == (arm, ARMS[arm].recipe)])
 
 
 def table() -> str:
@@ -155,13 +148,11 @@ def table() -> str:
     lines = ["| | test error % | seeds | live weights | CPU seconds | recipe |", "|---|---|---|---|---|---|"]
     for arm in ARMS:
         found = ran(arm)
-        errors = [float(str(r["test_error"])) for r in found]
-        if not errors:
+        if not found:
             lines.append(f"| {arm} | not run | | | | {ARMS[arm].recipe} |")
             continue
-        spread = f" ± {stdev(errors) / len(errors) ** 0.5:.2f}" if len(errors) > 1 else ""
         seconds = f"{mean(float(str(r['seconds'])) for r in found):.0f}"
-        cells = (arm, f"{mean(errors):.2f}{spread}", len(errors), f"{found[0]['live']:,}", seconds, ARMS[arm].recipe)
+        cells = (arm, error(found), len(found), f"{found[0]['live']:,}", seconds, ARMS[arm].recipe)
         lines.append("| " + " | ".join(map(str, cells)) + " |")
     return "\n".join(lines)
 

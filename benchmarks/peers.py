@@ -17,17 +17,16 @@ import platform
 import random
 import time
 from collections.abc import Callable
-from datetime import date
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import lightning
 import torch
-from accuracy import COMMIT
 from overhead import EVERY, Arm, sgd, summary
 from overhead import RESULTS as OVERHEAD
 from probes import DENSITY, LIBRARIES, PROBES, SPARSITY, Found
+from record import versions
 from torch import nn
 from torch.ao.pruning import WeightNormSparsifier
 from torch.nn.utils import prune
@@ -143,11 +142,8 @@ def main() -> None:
         for name, library in LIBRARIES.items():
             found[name] = {row: look(probe, library) for row, probe in PROBES.items()}
         result = {
-            "date": date.today().isoformat(),
-            "commit": COMMIT,
+            **versions(),
             "machine": f"{platform.machine()}, one thread, shared",
-            "python": platform.python_version(),
-            "torch": torch.__version__,
             "lightning": lightning.__version__,
             "probes": found,
             "steps": measure(ROUNDS),

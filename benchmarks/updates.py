@@ -9,15 +9,13 @@ CPU time, medians.
 
 import argparse
 import json
-import platform
 import random
 import time
-from datetime import date
 from pathlib import Path
 from statistics import median
 
 import torch
-from accuracy import COMMIT
+from record import versions
 from torch import nn
 
 from lightning_sparse import (
@@ -105,8 +103,7 @@ def main() -> None:
     parser.add_argument("--table", action="store_true", help="run nothing")
     args = parser.parse_args()
     if not args.table:
-        versions = {"torch": torch.__version__, "python": platform.python_version(), "commit": COMMIT}
-        stored = {**versions, "date": date.today().isoformat(), "rounds": args.rounds, "arms": step_times(args.rounds)}
+        stored = {**versions(), "rounds": args.rounds, "arms": step_times(args.rounds)}
         RESULTS.write_text(json.dumps(stored, indent=1) + "\n")
     print(table(json.loads(RESULTS.read_text())))
 

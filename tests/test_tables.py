@@ -83,5 +83,11 @@ def test_a_row_of_another_recipe_does_not_count(name, monkeypatch):
     module = load(name, monkeypatch)
     arm, *_ = [arm for arm in module.ARMS if arm != "dense"]
     stray = {"arm": arm, "density": 0.05, "epochs": module.EPOCHS, "recipe": "another", "seed": 0}
-    monkeypatch.setattr(module, "rows", lambda: [stray])
+    monkeypatch.setattr(module, "read", lambda path: [stray])
     assert (module.ran(arm, 0.05) if name == "accuracy" else module.ran(arm)) == []
+
+
+def test_of_a_run_that_was_repeated_the_last_counts(monkeypatch):
+    record = load("record", monkeypatch)
+    found = [{"seed": 0, "test_error": 9.0}, {"seed": 1, "test_error": 2.0}, {"seed": 0, "test_error": 1.0}]
+    assert record.error(record.newest(found)) == "1.50 ± 0.50"  # standard deviation 0.71 over the root of 2
