@@ -4,6 +4,8 @@ PYTHON ?= python3
 BIN := $(abspath $(VENV))/bin
 READY := $(VENV)/.ready
 INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
+# Neighbours stay together: what a module's tests share is built once, but where a worker takes over.
+PARALLEL := -n auto --maxprocesses 4 --dist worksteal
 
 .PHONY: demo test test-slow lint types examples docs compat clean
 
@@ -18,7 +20,7 @@ demo: $(READY)
 	$(BIN)/python examples/mnist_rigl.py
 
 test: $(READY)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(PARALLEL)
 
 test-slow: $(READY)
 	$(BIN)/python -m pytest -m slow
@@ -43,7 +45,7 @@ compat:
 	.venv-compat/bin/pip install --quiet "torch==2.13.0"
 	.venv-compat/bin/pip install --quiet --upgrade pip
 	.venv-compat/bin/pip install --quiet "lightning==2.5.0" -e ".[cli,tensorboard]" --group test
-	.venv-compat/bin/python -m pytest tests/algorithms tests/callbacks --ignore tests/callbacks/test_averaging.py
+	.venv-compat/bin/python -m pytest $(PARALLEL) tests/algorithms tests/callbacks --ignore tests/callbacks/test_averaging.py
 
 clean:
 	rm -rf $(VENV) .venv-compat site logs .mypy_cache .ruff_cache .pytest_cache

@@ -1,5 +1,6 @@
-"""One thread, one seed, before every test."""
+"""One thread, one seed, before every test; two processes for those that need them."""
 
+import os
 import sys
 import warnings
 from pathlib import Path
@@ -23,3 +24,14 @@ def _seeded():
 def _own_directory(tmp_path, monkeypatch):
     """Whatever a Trainer writes by default lands in the test's own folder."""
     monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def pair(tmp_path_factory):
+    """Two processes that talk over gloo; what they answer is shared by the workers of pytest-xdist."""
+    from pair import Pair
+
+    own = tmp_path_factory.getbasetemp()
+    both = Pair(own, own.parent if "PYTEST_XDIST_WORKER" in os.environ else own)
+    yield both
+    both.close()

@@ -1,10 +1,12 @@
-"""The algorithms under contract, and one recorded run of each."""
+"""The algorithms under contract, the settings that each is held to it in, and one recorded run of each."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+import pytest
 import torch
 from helpers import (
     DENSITY,
@@ -15,12 +17,12 @@ from helpers import (
     loader,
     net,
     samples,
-    saver,
     state_tensors,
     stateful,
     trainer,
     weights,
 )  # fmt: skip
+from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -123,6 +125,34 @@ CASES = {
     "srste": Case(SRSTE(**WHEN), latent=True),
     "saliency": Case(Saliency(**WHEN)),
 }
+# One for each way through the engine: these meet every setting with every other. The rest meet every setting at least
+# once, in pairs that turn from case to case; what is left of the matrix is slow.
+PATHS = {
+    "static": "masks that never move",
+    "rigl": "fixed counts, by the dense gradient",
+    "rigl_replace_step": "an update in the place of a step",
+    "sparse_momentum": "a budget that moves between layers, and a look at every step",
+    "granet": "a ramp that regrows",
+    "snip": "masks chosen by data at the start",
+    "late_ticket": "weights and a schedule that go back",
+    "str": "latent weights",
+    "l0": "latent weights with noise",
+}
+OPTIMIZERS, ACCUMULATED = ("sgd", "adamw"), (1, 2)
+
+
+def matrix(first: tuple, second: tuple) -> list:
+    """Parameters for pytest: all cases crossed with two settings; slow where neither path nor turn asks for them."""
+    cells = []
+    for turn, name in enumerate(CASES):
+        longest = max(len(first), len(second))
+        pairs = {(first[i % len(first)], second[(i + turn) % len(second)]) for i in range(longest)}
+        for pair in product(first, second):
+            marks = [] if name in PATHS or pair in pairs else [pytest.mark.slow]
+            cells.append(pytest.param(name, *pair, marks=marks))
+    return cells
+
+
 SAMPLES, BATCH, EPOCHS = 56, 4, 2  # 14 steps an epoch, or 7 with two batches accumulated
 
 
@@ -149,15 +179,36 @@ class Run(NamedTuple):
     folder: Path
 
 
+def steps(accumulate: int) -> int:
+    return EPOCHS * SAMPLES // BATCH // accumulate
+
+
+def stops(accumulate: int) -> dict[str, int]:
+    """After which optimizer steps a run can go on."""
+    return {"on an update": 6, "epoch end": steps(accumulate) // 2, "second epoch": steps(accumulate) - 4}
+
+
+class Saver(ModelCheckpoint):
+    """Lightning's own, after these optimizer steps alone."""
+
+    def __init__(self, folder: Path, after: set[int]) -> None:
+        super().__init__(dirpath=folder, filename="{step}", every_n_train_steps=1, save_top_k=-1)
+        self.after = after
+
+    def on_train_batch_end(self, trainer, *rest) -> None:
+        if trainer.global_step in self.after:
+            super().on_train_batch_end(trainer, *rest)
+
+
 def train(name: str, optimizer: str, accumulate: int, folder: Path, *, start: Path | None = None, seed: int = 1) -> Run:
-    """Two epochs with dropout and shuffling; a checkpoint after every second and every seventh optimizer step."""
+    """Two epochs with dropout and shuffling; checkpoints where a run can go on, unless it goes on from one itself."""
     case = CASES[name]
     updater = MaskUpdater(case.algorithm, DENSITY)
     recorder = Recorder(updater)
-    savers = [saver(folder / str(n), n) for n in (2, 7)]
+    after = set() if start else set(stops(accumulate).values())
     model = net(optimizer, dropout=0.25, seed=seed)
     fit = trainer(
-        [updater, recorder, *savers],
+        [updater, recorder, Saver(folder, after)],
         max_epochs=EPOCHS,
         accumulate_grad_batches=accumulate,
         enable_checkpointing=True,

@@ -1,10 +1,6 @@
-"""What the two processes of test_ddp do: every scenario once, results in files.
-
-    LOCAL_RANK=0 MASTER_ADDR=127.0.0.1 MASTER_PORT=29500 python tests/ddp_runs.py FOLDER    # and the same with 1
-"""
+"""What the two processes of test_ddp do: every scenario once."""
 
 import os
-import sys
 from pathlib import Path
 
 import torch
@@ -61,16 +57,10 @@ def resumed(algorithm, folder: Path, rank: int) -> dict:
     return ends
 
 
-def main(folder: Path) -> None:
-    rank = int(os.environ["LOCAL_RANK"])
-    torch.set_num_threads(1)
+def on_a_rank(rank: int, folder: Path) -> dict:
     results = {f"{name}/{layout}": compare(name, layout) for name in ALGORITHMS for layout in ("2x8", "2x4x2")}
     results["set"] = diverging(SET(every=3, stop=1.0), rank)
     results["static"] = diverging(Static(), rank)
     for name, algorithm in {**ALGORITHMS, "set": SET(every=3, stop=1.0)}.items():
         results[f"{name}/resume"] = resumed(algorithm, folder / name, rank)
-    torch.save(results, folder / f"{rank}.pt")
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    return results

@@ -1,13 +1,8 @@
-"""What the two processes of test_regularizer_ddp do; results in files.
-
-    LOCAL_RANK=0 MASTER_ADDR=127.0.0.1 MASTER_PORT=29500 python tests/penalized_ddp.py FOLDER    # and the same with 1
-"""
+"""What the two processes of test_regularizer_ddp do."""
 
 import os
-import sys
 from pathlib import Path
 
-import torch
 from helpers import loader, samples, weights
 from penalized import fitted
 from torch.utils.data import DistributedSampler
@@ -28,7 +23,5 @@ def run(name: str, batch: int, *, processes: int = 1, accumulate: int = 1) -> di
     return weights(fitted([Regularizer("l1", 1e-2, **PENALTIES[name])], data=data, **settings)[0])
 
 
-if __name__ == "__main__":
-    torch.set_num_threads(1)
-    found = {name: [run(name, 8, processes=2), run(name, 4, processes=2, accumulate=2)] for name in PENALTIES}
-    torch.save(found, Path(sys.argv[1]) / f"{os.environ['LOCAL_RANK']}.pt")
+def on_a_rank(rank: int, folder: Path) -> dict:
+    return {name: [run(name, 8, processes=2), run(name, 4, processes=2, accumulate=2)] for name in PENALTIES}

@@ -1,9 +1,5 @@
 """Two processes that average gradients have one model and one set of masks."""
 
-import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -14,30 +10,10 @@ from helpers import same
 pytestmark = pytest.mark.ddp
 
 
-def environment(rank: int, port: int) -> dict[str, str]:
-    root = Path(__file__).parent.parent
-    path = os.pathsep.join(filter(None, [str(root), os.environ.get("PYTHONPATH")]))
-    ours = {"LOCAL_RANK": str(rank), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "PYTHONPATH": path}
-    return {**os.environ, **ours, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-
-
 @pytest.fixture(scope="module")
-def ranks(tmp_path_factory) -> list[dict]:
-    """The results of both ranks, from one pair of processes."""
-    folder = tmp_path_factory.mktemp("ddp")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [sys.executable, "-W", "ignore", str(Path(__file__).parent / "ddp_runs.py"), str(folder)]
-    pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True, "cwd": folder}
-    pair = [subprocess.Popen(command, env=environment(rank, port), **pipes) for rank in (0, 1)]
-    try:
-        errors = [process.communicate(timeout=240)[1] for process in pair]
-    finally:
-        for process in pair:
-            process.kill()
-    assert [process.returncode for process in pair] == [0, 0], "\n".join(error[-3000:] for error in errors)
-    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in (0, 1)]
+def ranks(pair) -> list[dict]:
+    """The results of both ranks."""
+    return pair.results(Path(__file__).with_name("ddp_runs.py"))
 
 
 @pytest.mark.parametrize("name", ALGORITHMS)

@@ -4,10 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-import torch
-
-from lightning_sparse.algorithms.base import Periodic
-from lightning_sparse.core.algorithm import Masks, keep_budget
+from lightning_sparse.algorithms.base import Periodic, ends_early
+from lightning_sparse.core.algorithm import Masks, everything, keep_budget
 from lightning_sparse.core.allocation import AllocationName
 from lightning_sparse.core.param import SparseParam
 
@@ -81,9 +79,7 @@ class ACDC(Periodic):
 
     def too_short(self, total_steps: int | None) -> str:
         """See :meth:`Algorithm.too_short`."""
-        if total_steps is None or self.stop <= total_steps:
-            return ""
-        return f"the run ends at step {total_steps}, before the final density at stop={self.stop}; give a smaller stop="
+        return ends_early("stop", self.stop, total_steps)
 
     def settled(self, step: int) -> bool:
         """Whether the density after ``step`` is the final one."""
@@ -101,12 +97,12 @@ class ACDC(Periodic):
 
     def init(self, params: Sequence[SparseParam]) -> Masks:
         """Everything lives."""
-        return {p.name: torch.ones_like(p.mask) for p in params}
+        return everything(params)
 
     def update(self, params: Sequence[SparseParam], step: int) -> Masks:
         """Keep the largest weights, or let all live."""
         if not self.compressed(step):
-            return {p.name: torch.ones_like(p.mask) for p in params}
+            return everything(params)
         return keep_budget(params, {p.name: p.weight.abs() for p in params}, [p.target for p in params])
 
     def training_flops(self, sparse: float, dense: float) -> float:

@@ -58,8 +58,13 @@ class SNIP(Algorithm):
         raise_problems(wrong_count("batches", self.batches), "SNIP")
 
     def init_from(self, params: Sequence[SparseParam], probe: Probe) -> Masks:
-        """The weights of largest sensitivity."""
+        """The weights of largest sensitivity.
+
+        Raises:
+            ValueError: if there are no batches, or scores say nothing.
+        """
         scores = saliency_of_loss(params, probe, self.batches)
+        refuse_empty_scores("SNIP", params, scores)
         return keep_budget(params, scores, [p.target for p in params])
 
 
@@ -86,6 +91,44 @@ def gradients(loss: Tensor, weights: Masks, graph: bool = False) -> Masks:
     found = torch.autograd.grad(loss, list(weights.values()), allow_unused=True, create_graph=graph)
     pairs = zip(weights.items(), found, strict=True)
     return {name: torch.zeros_like(w) if gradient is None else gradient for (name, w), gradient in pairs}
+
+
+def refuse_empty_scores(name: str, params: Sequence[SparseParam], scores: Masks) -> None:
+    """Stop before a mask is made of scores that say nothing: it would keep what comes first in memory.
+
+    Args:
+        name: of the algorithm.
+        params: the layers.
+        scores: by name; the same on all ranks.
+
+    Raises:
+        ValueError: with the layers whose scores are NaN or infinite, and those that have to choose among zeros.
+    """
+    wild = [p.name for p in params if not bool(scores[p.name].isfinite().all())]
+    if wild:
+        raise ValueError(
+            f"{name}: scores are not finite in {some(wild)}: the loss or its gradient is NaN or infinite before any "
+            "training; look at the first batches and at the scale of inputs and weights, or train in a wider precision"
+        )
+    flat = [p.name for p in params if not bool(scores[p.name].any())]
+    together = any(p.scope == "global" for p in params)  # then a layer that does not matter goes first, as it should
+    choosing = [p.name for p in params if p.name in flat and p.target < p.size]
+    if choosing and (len(flat) == len(params) or not together):
+        raise ValueError(
+            f"{name}: all scores are zero in {some(choosing)}: the result does not depend on these weights, or they or "
+            "what follows them start at zero; initialise those layers otherwise, leave layers without use out "
+            "(exclude=[...]), or take an algorithm that looks at no data"
+        )
+
+
+def some(names: Sequence[str]) -> str:
+    """The first names of a list, and how many more there are.
+
+    Example:
+        >>> some(["a", "b", "c", "d", "e", "f", "g"])
+        'a, b, c, d, e and 2 more'
+    """
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
 def wrong_count(name: str, value: object) -> list[str]:

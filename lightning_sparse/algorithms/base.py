@@ -180,6 +180,25 @@ def in_steps(owner: Algorithm, name: str, moment: int | float, total_steps: int 
     return max(1, round(moment * total_steps))
 
 
+def ends_early(name: str, moment: int | float, total_steps: int | None) -> str:
+    """What to say of a run that ends before its final density is reached; empty when all is well.
+
+    Args:
+        name: of the hyper-parameter that says when it is reached.
+        moment: its value, in optimizer steps.
+        total_steps: optimizer steps of the run, or None when unknown.
+
+    Example:
+        >>> ends_early("stop", 90, 100), ends_early("stop", 90, None)
+        ('', '')
+        >>> ends_early("stop", 90, 80)
+        'the run ends at step 80, before the final density at stop=90; give a smaller stop='
+    """
+    if total_steps is None or moment <= total_steps:
+        return ""
+    return f"the run ends at step {total_steps}, before the final density at {name}={moment}; give a smaller {name}="
+
+
 def whole_steps(algorithm: Algorithm) -> None:
     """Take 200.0 optimizer steps for 200: a YAML's 200 may arrive so.
 

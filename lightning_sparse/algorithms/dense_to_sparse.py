@@ -2,12 +2,10 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
-import torch
-
-from lightning_sparse.algorithms.base import Periodic
-from lightning_sparse.core.algorithm import Masks, keep_budget
+from lightning_sparse.algorithms.base import Periodic, ends_early
+from lightning_sparse.core.algorithm import Masks, everything, keep_budget
 from lightning_sparse.core.allocation import apportion
 from lightning_sparse.core.param import SparseParam
 from lightning_sparse.core.schedules import CubicSchedule
@@ -38,6 +36,8 @@ class GMP(Periodic):
         [10, 20, 30, 40, 50, 60, 70, 80, 90, 100]
     """
 
+    only_falls: ClassVar[bool] = True
+
     begin: int | float = 0
 
     def problems(self) -> list[str]:
@@ -57,9 +57,7 @@ class GMP(Periodic):
 
     def too_short(self, total_steps: int | None) -> str:
         """See :meth:`Algorithm.too_short`."""
-        if total_steps is None or self.stop <= total_steps:
-            return ""
-        return f"the run ends at step {total_steps}, before the final density at stop={self.stop}; give a smaller stop="
+        return ends_early("stop", self.stop, total_steps)
 
     def settled(self, step: int) -> bool:
         """From ``stop`` on."""
@@ -75,7 +73,7 @@ class GMP(Periodic):
 
     def init(self, params: Sequence[SparseParam]) -> Masks:
         """Everything lives."""
-        return {p.name: torch.ones_like(p.mask) for p in params}
+        return everything(params)
 
     def update(self, params: Sequence[SparseParam], step: int) -> Masks:
         """Keep the largest live weights, as many as the schedule allows."""

@@ -4,10 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-import torch
-
-from lightning_sparse.algorithms.base import in_steps, whole_steps, wrong_moment
-from lightning_sparse.core.algorithm import Algorithm, Masks, keep_budget, thin
+from lightning_sparse.algorithms.base import ends_early, in_steps, whole_steps, wrong_moment
+from lightning_sparse.core.algorithm import Algorithm, Masks, everything, keep_budget, thin
 from lightning_sparse.core.allocation import AllocationName
 from lightning_sparse.core.errors import raise_problems
 from lightning_sparse.core.param import SparseParam
@@ -46,6 +44,7 @@ class GlobalMagnitude(Algorithm):
     """
 
     allocation: ClassVar[AllocationName] = "global"
+    only_falls: ClassVar[bool] = True
 
     rounds: int = 1
     stop: int | float | None = None
@@ -83,9 +82,9 @@ class GlobalMagnitude(Algorithm):
 
     def too_short(self, total_steps: int | None) -> str:
         """See :meth:`Algorithm.too_short`."""
-        if total_steps is None or self._last < total_steps:
-            return ""
-        return f"the run ends at step {total_steps}, the last pruning is at stop={self.stop}; give a smaller stop="
+        if total_steps == self._last:
+            return f"the last pruning is at the last step, {total_steps}: nothing trains after it; give a smaller stop="
+        return ends_early("stop", self._last, total_steps)
 
     def due(self, step: int) -> bool:
         """At the end of every round."""
@@ -106,7 +105,7 @@ class GlobalMagnitude(Algorithm):
 
     def init(self, params: Sequence[SparseParam]) -> Masks:
         """Everything lives."""
-        return {p.name: torch.ones_like(p.mask) for p in params}
+        return everything(params)
 
     def update(self, params: Sequence[SparseParam], step: int) -> Masks:
         """Keep the largest live weights: the same share of them after every round."""

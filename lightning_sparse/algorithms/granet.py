@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from lightning_sparse.algorithms.base import DropGrow
-from lightning_sparse.core.algorithm import Masks, keep_budget
-from lightning_sparse.core.allocation import AllocationName, apportion, deal, erk
+from lightning_sparse.algorithms.base import DropGrow, ends_early
+from lightning_sparse.core.algorithm import Masks, first_score, keep_budget, ramp
+from lightning_sparse.core.allocation import AllocationName, deal, erk
 from lightning_sparse.core.param import SparseParam
 from lightning_sparse.core.schedules import CosineSchedule, CubicSchedule, Schedule
 
@@ -56,6 +56,7 @@ class GraNet(DropGrow):
     """
 
     allocation: ClassVar[AllocationName] = "global"
+    only_falls: ClassVar[bool] = True
 
     every: int | Literal["epoch"] = 1000
     stop: int | float = 1.0
@@ -89,9 +90,7 @@ class GraNet(DropGrow):
 
     def too_short(self, total_steps: int | None) -> str:
         """See :meth:`Algorithm.too_short`."""
-        if total_steps is None or self.end <= total_steps:
-            return super().too_short(total_steps)
-        return f"the run ends at step {total_steps}, before the final density at end={self.end}; give a smaller end="
+        return ends_early("end", self.end, total_steps) or super().too_short(total_steps)
 
     def settled(self, step: int) -> bool:
         """Whether the density after ``step`` is the final one."""
@@ -110,17 +109,14 @@ class GraNet(DropGrow):
         masks = {}
         for p, count in zip(params, self._start(params), strict=True):
             p.state["start"] = torch.tensor(count, device=p.mask.device)
-            score = p.weight.abs() if p.init == "magnitude" else p.uniform("init")
-            masks[p.name] = p.keep(score, count, torch.ones_like(p.mask))
+            masks[p.name] = p.keep(first_score(p), count, torch.ones_like(p.mask))
         return masks
 
     def update(self, params: Sequence[SparseParam], step: int) -> Masks:
         """Prune to the ramp, then regenerate in each layer."""
         down = _RAMP(step - int(self.begin), int(self.end) - int(self.begin))
         start = [int(p.state["start"]) if "start" in p.state else p.live for p in params]
-        exact = [p.target + (n - p.target) * down for p, n in zip(params, start, strict=True)]
-        live = [p.live for p in params]
-        counts = apportion(exact, min(round(sum(exact)), sum(live)), live, lower=1)
+        counts = ramp(params, down, start, [p.live for p in params])
         pruned = keep_budget(params, {p.name: self.drop_score(p) for p in params}, counts, live_only=True)
         share = self.fraction(step, int(self.stop))
         return {p.name: self.regenerate(p, pruned[p.name], share) for p in params}

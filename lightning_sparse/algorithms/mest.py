@@ -7,8 +7,8 @@ from typing import Literal
 
 from torch import Tensor
 
-from lightning_sparse.algorithms.base import DropGrow
-from lightning_sparse.core.algorithm import Masks, keep_budget
+from lightning_sparse.algorithms.base import DropGrow, ends_early
+from lightning_sparse.core.algorithm import Masks, first_score, keep_budget
 from lightning_sparse.core.param import SparseParam
 from lightning_sparse.core.schedules import Schedule, StagedSchedule
 
@@ -65,9 +65,8 @@ class MEST(DropGrow):
 
     def too_short(self, total_steps: int | None) -> str:
         """See :meth:`Algorithm.too_short`."""
-        if self.variant == "em" or total_steps is None or self.stop <= total_steps:
-            return super().too_short(total_steps)
-        return f"the run ends at step {total_steps}, before the final density at stop={self.stop}; give a smaller stop="
+        early = "" if self.variant == "em" else ends_early("stop", self.stop, total_steps)
+        return early or super().too_short(total_steps)
 
     def settled(self, step: int) -> bool:
         """Whether the density after ``step`` is the final one."""
@@ -100,7 +99,7 @@ class MEST(DropGrow):
             return super().init(params)
         if any(p.scope == "global" for p in params):
             raise ValueError("MEST: variant='em_s' adds to each layer's own count; take another allocation than global")
-        scores = {p.name: p.weight.abs() if p.init == "magnitude" else p.uniform("init") for p in params}
+        scores = {p.name: first_score(p) for p in params}
         return keep_budget(params, scores, [_raised(p, self.fraction.at(0.0)) for p in params])
 
     def rewire(self, p: SparseParam, share: float) -> Tensor:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lightning_sparse.algorithms.dynamic import RigL
-from lightning_sparse.core.algorithm import Masks
+from lightning_sparse.core.algorithm import Masks, first_score
 from lightning_sparse.core.masks import keep_best, keep_top
 from lightning_sparse.core.param import SparseParam
 from lightning_sparse.core.patterns import Unstructured, outputs_first, seen
@@ -70,7 +70,7 @@ class SRigL(RigL):
             raise ValueError("SRigL needs a count for each layer; take another allocation than 'global'")
         masks = {}
         for p in params:
-            score = by_neuron(p, p.weight.abs() if p.init == "magnitude" else p.uniform("init"))
+            score = by_neuron(p, first_score(p))
             best = score.amax(1)
             fan_in = _fan_in(p.target, torch.ones_like(best, dtype=torch.bool), best)
             masks[p.name] = as_weight(p, keep_best(score, fan_in, torch.ones_like(score, dtype=torch.bool)))

@@ -1,7 +1,8 @@
 """A mask, chosen before training and without data, that keeps every layer connected."""
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -9,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
-from lightning_sparse.algorithms.at_init import gradients, wrong_count
-from lightning_sparse.core.algorithm import Algorithm, Masks, keep_budget, thin
+from lightning_sparse.algorithms.at_init import gradients, refuse_empty_scores, some, wrong_count
+from lightning_sparse.core.algorithm import Algorithm, Masks, everything, keep_budget, thin
 from lightning_sparse.core.allocation import AllocationName
 from lightning_sparse.core.errors import raise_problems
 from lightning_sparse.core.param import SparseParam
@@ -28,8 +29,9 @@ class SynFlow(Algorithm):
     from density 1 down to the wanted one, each by the same factor. No layer is emptied as long as another weight can go
     (Tanaka et al. 2020, https://arxiv.org/abs/2006.05467, eq. 2 and algorithm 1). The mask then stays as it is.
 
-    Differences from the authors' code: computed in float64, where theirs overflows on deep networks; exact counts. On
-    normalisations over features and on attention the argument of the paper fails: a warning names them.
+    Differences from the authors' code: computed in float64, where theirs overflows on deep networks (tensors that
+    ``forward`` makes are float64 too, unless it says otherwise); exact counts. On normalisations over features and on
+    attention the argument of the paper fails: a warning names them.
 
     Args:
         iterations: steps from dense to the wanted density.
@@ -52,19 +54,25 @@ class SynFlow(Algorithm):
         raise_problems(wrong_count("iterations", self.iterations), "SynFlow")
 
     def init_from(self, params: Sequence[SparseParam], probe: Probe) -> Masks:
-        """Iterate from dense to the wanted density."""
+        """Iterate from dense to the wanted density.
+
+        Raises:
+            ValueError: if the model does not take its example, the flow overflows, or there is none.
+        """
         model = probe.model.double().eval()
         _warn(model)
-        inputs = tree_map(_ones, probe.example_inputs)
         with torch.no_grad():
             for value in [*model.parameters(), *model.buffers()]:
                 if value.is_floating_point():
                     value.abs_()
+        inputs = _one_sample(model, tree_map(_ones, probe.example_inputs))
         weights = probe.weights([p.name for p in params])
         full = {name: w.detach().clone() for name, w in weights.items()}
-        masks = {p.name: torch.ones_like(p.mask) for p in params}
+        masks = everything(params)
         for k in range(1, self.iterations + 1):
             scores = self._scores(model, inputs, weights)
+            if k == 1:
+                refuse_empty_scores("SynFlow", params, scores)
             ranked = {name: score.masked_fill(~masks[name], -1.0) for name, score in scores.items()}
             masks = keep_budget(params, ranked, thin(params, k / self.iterations))
             with torch.no_grad():
@@ -74,30 +82,64 @@ class SynFlow(Algorithm):
 
     def _scores(self, model: nn.Module, inputs: Any, weights: Masks) -> Masks:
         with torch.enable_grad():
-            flow = torch.stack([x.sum() for x in tree_leaves(_call(model, inputs)) if _is_float(x)]).sum()
+            flow = _flow(model, inputs)
         if not bool(flow.isfinite()):
             raise ValueError("SynFlow: the flow through the network overflows even in float64; take SNIP instead")
         return {name: (weights[name] * g).detach().abs() for name, g in gradients(flow, weights).items()}
 
 
+def _flow(model: nn.Module, inputs: Any) -> Tensor:
+    """The sum of all outputs."""
+    return torch.stack([x.sum() for x in tree_leaves(_call(model, inputs)) if _is_float(x)]).sum()
+
+
+@torch.no_grad()
+def _one_sample(model: nn.Module, inputs: Any) -> Any:
+    """The first of the samples in ``inputs``; all of ``inputs``, where its rows are no samples or differ.
+
+    Rows are samples if ``n`` copies of the first make ``n`` times its flow: not so the nodes of a graph, or the words
+    of one sentence.
+    """
+    rows = {len(x) for x in tree_leaves(inputs) if isinstance(x, Tensor) and x.ndim}
+    if len(rows) != 1 or rows == {1} or rows == {0}:
+        return inputs
+    (n,) = rows
+    first = tree_map(lambda x: x[:1] if isinstance(x, Tensor) and x.ndim else x, inputs)
+    copies = tree_map(lambda x: x[:1].expand_as(x) if isinstance(x, Tensor) and x.ndim else x, inputs)
+    try:
+        one, all_of_them = _flow(model, first), _flow(model, copies)
+    except ValueError:
+        return inputs
+    return first if torch.isclose(all_of_them, n * one, rtol=1e-9, atol=0) else inputs
+
+
+@contextmanager
+def _in_float64() -> Iterator[None]:
+    """Tensors that are made without a dtype are float64, like the model."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
 def _call(model: nn.Module, inputs: Any) -> Any:
     try:
-        if isinstance(inputs, dict):
-            return model(**inputs)
-        return model(*inputs) if isinstance(inputs, tuple) else model(inputs)
+        with _in_float64():
+            if isinstance(inputs, dict):
+                return model(**inputs)
+            return model(*inputs) if isinstance(inputs, tuple) else model(inputs)
     except Exception as error:
         raise ValueError(
             f"SynFlow: the model's forward() does not take the inputs it was given ({type(error).__name__}: {error}); "
-            "give the model an example_input_array that it takes"
+            "give the model an example_input_array that it takes; it is called in float64"
         ) from error
 
 
 def _ones(value: Any) -> Any:
-    """One sample of ones; token numbers and the like as they are."""
-    if not isinstance(value, Tensor):
-        return value
-    one = value[:1] if value.ndim else value
-    return torch.ones_like(one, dtype=torch.float64) if one.is_floating_point() else one
+    """Ones; token numbers and the like as they are."""
+    return torch.ones_like(value, dtype=torch.float64) if _is_float(value) else value
 
 
 def _is_float(value: Any) -> bool:
@@ -107,9 +149,8 @@ def _is_float(value: Any) -> bool:
 def _warn(model: nn.Module) -> None:
     names = [name for name, module in model.named_modules() if isinstance(module, _MIXING)]
     if names:
-        more = f" and {len(names) - 5} more" if len(names) > 5 else ""
         warnings.warn(
             f"SynFlow is weak on normalisation over features, attention and recurrent layers, where its flow is not "
-            f"conserved: {', '.join(names[:5])}{more}; SNIP or GraSP suit such models better",
+            f"conserved: {some(names)}; SNIP or GraSP suit such models better",
             stacklevel=2,
         )

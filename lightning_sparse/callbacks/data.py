@@ -2,7 +2,7 @@
 
 import copy
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -33,9 +33,13 @@ class TrainerBatches:
         """Begin anew."""
         loaders = self._trainer.train_dataloader
         for batch in _batches(loaders, self._seed):
-            converted = self._trainer.precision_plugin.convert_input(batch)
-            converted = self._trainer.lightning_module._on_before_batch_transfer(converted, dataloader_idx=0)
-            yield self._trainer.strategy.batch_to_device(converted, dataloader_idx=0)
+            yield self.moved(batch)
+
+    def moved(self, batch: Any) -> Any:
+        """A batch, or what a model has as an example of one, as Lightning hands it to the model."""
+        converted = self._trainer.precision_plugin.convert_input(batch)
+        converted = self._trainer.lightning_module._on_before_batch_transfer(converted, dataloader_idx=0)
+        return self._trainer.strategy.batch_to_device(converted, dataloader_idx=0)
 
 
 def _batches(loaders: Any, seed: int) -> Iterator[Any]:
@@ -70,8 +74,16 @@ def _fresh(loader: Any, seed: int) -> Any:
     injected = isinstance(own, DistributedSampler) and own.dataset is loader.dataset
     if type(own) in (RandomSampler, SequentialSampler) or injected:
         order = torch.Generator().manual_seed(seed)
-        return DataLoader(dataset, batch_size=loader.batch_size, shuffle=True, generator=order, **how)
+        shuffled = _shuffled(dataset if injected else own, order)
+        return DataLoader(dataset, batch_size=loader.batch_size, sampler=shuffled, generator=order, **how)
     return DataLoader(dataset, batch_size=loader.batch_size, sampler=_for_one(_copied(own)), **how)
+
+
+def _shuffled(own: Any, order: torch.Generator) -> RandomSampler:
+    """What torch's own sampler draws from, which may be a part of the data or more than it, in another order."""
+    if isinstance(own, RandomSampler):
+        return RandomSampler(own.data_source, own.replacement, own.num_samples, order)
+    return RandomSampler(own.data_source if isinstance(own, SequentialSampler) else own, generator=order)
 
 
 def _for_one(sampler: Any) -> Any:
@@ -105,12 +117,27 @@ def _large(thing: Any, depth: int = 4) -> Iterator[Any]:
             yield from _large(part, depth - 1)
 
 
-def trainer_loss(trainer: Any) -> Callable[[nn.Module, Any], Tensor]:
+class TrainerLoss:
     """What ``training_step`` of a copy of the LightningModule returns for a batch; nothing is logged."""
 
-    def loss(model: Any, batch: Any) -> Tensor:
-        _silence(model, trainer)
-        with trainer.precision_plugin.train_step_context():
+    def __init__(self, trainer: Any) -> None:
+        self._trainer = trainer
+
+    def prepare_copy(self, model: nn.Module) -> None:
+        """The copy, and the LightningModules in it, belong to the same Trainer and log nothing."""
+        for module in model.modules():
+            if hasattr(module, "_trainer"):
+                object.__setattr__(module, "_trainer", _Quiet(self._trainer))
+                for name in ("log", "log_dict"):
+                    object.__setattr__(module, name, _nothing)
+
+    def __call__(self, model: Any, batch: Any) -> Tensor:
+        """The loss of the batch.
+
+        Raises:
+            MisconfigurationException: if the step returns something else.
+        """
+        with self._trainer.precision_plugin.train_step_context():
             output = model.training_step(*_arguments(model, batch))
         value = output["loss"] if isinstance(output, dict) and "loss" in output else output
         if not isinstance(value, Tensor):
@@ -118,8 +145,6 @@ def trainer_loss(trainer: Any) -> Callable[[nn.Module, Any], Tensor]:
                 f"training_step returned {type(value).__name__} for the batch that masks are chosen by, not a loss"
             )
         return value
-
-    return loss
 
 
 def _arguments(model: Any, batch: Any) -> list[Any]:
@@ -141,24 +166,19 @@ class _Quiet:
         return getattr(self._trainer, name)
 
 
-def _silence(model: nn.Module, trainer: Any) -> None:
-    """The copy, and the LightningModules in it, belong to the same Trainer and log nothing."""
-    for module in model.modules():
-        if hasattr(module, "_trainer"):
-            object.__setattr__(module, "_trainer", _Quiet(trainer))
-            for name in ("log", "log_dict"):
-                object.__setattr__(module, name, _nothing)
-
-
 def _nothing(*args: Any, **kwargs: Any) -> None:
     """Instead of ``log``."""
 
 
 def example_inputs(trainer: Any, pl_module: Any, seed: int) -> Any:
-    """What the model's ``forward`` takes: its ``example_input_array``, else the inputs of the first batch."""
+    """What the model's ``forward`` takes: its ``example_input_array``, else the inputs of the first batch.
+
+    The example goes through the model's transfer hooks, as in Lightning's own summary of the model.
+    """
     given = getattr(pl_module, "example_input_array", None)
     if given is not None:
-        return given
+        moved = TrainerBatches(trainer, seed).moved(given)
+        return tuple(moved) if isinstance(moved, list) else moved
     with untouched_randomness():
         batch = next(iter(TrainerBatches(trainer, seed)), None)
     return batch[0] if isinstance(batch, list | tuple) else batch

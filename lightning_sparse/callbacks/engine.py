@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from lightning_sparse.callbacks.base import MisconfigurationException, rank_zero_info
-from lightning_sparse.callbacks.data import TrainerBatches, check_start, example_inputs, trainer_loss
+from lightning_sparse.callbacks.data import TrainerBatches, TrainerLoss, check_start, example_inputs
 from lightning_sparse.callbacks.notices import announce
 from lightning_sparse.callbacks.run import horizon
 from lightning_sparse.catalogue import ALGORITHMS
@@ -51,7 +51,7 @@ def build(updater: "MaskUpdater", trainer: Any, pl_module: Any, state: Mapping[s
         epoch_steps=epoch,
         state=state or None,
         batches=TrainerBatches(trainer, updater.seed),
-        loss=trainer_loss(trainer),
+        loss=TrainerLoss(trainer),
         example_inputs=example_inputs(trainer, pl_module, updater.seed)
         if algorithm.asks == "inputs" and not state
         else None,

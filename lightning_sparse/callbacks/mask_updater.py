@@ -169,8 +169,6 @@ class MaskUpdater(Callback):
         warn(self.name, self.sparsifier, horizon(trainer)[0])
         if not self.reset_monitors:
             warn_of_dense_best(self.name, trainer, self.sparsifier)
-        if self.sparsifier.algorithm.rewind_step == self.sparsifier.steps == 0:
-            self._rates.save(trainer)
         follow_averages(trainer, self.sparsifier)
         self._updates = self.sparsifier.updates
         if rng is not None and self.restore_rng and trainer.global_step > 0:
@@ -182,6 +180,8 @@ class MaskUpdater(Callback):
             self.sparsifier.discard()
             self.sparsifier.sample()
             self._rewind_rates(trainer)
+            if self.sparsifier.algorithm.rewind_step == self.sparsifier.steps:  # after what listens to validation
+                self._rates.save(trainer)
 
     def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
         """Gradients are accumulated, averaged and unscaled, and not yet clipped."""
@@ -196,8 +196,11 @@ class MaskUpdater(Callback):
             if self.reset_monitors and not self._begun_anew and self.sparsifier.settled():
                 self._begun_anew = True
                 reset_monitors(self.name, trainer)
-        if self.sparsifier and 0 != self.sparsifier.algorithm.rewind_step == self.sparsifier.steps:
-            self._rates.save(trainer)
+
+    def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
+        """Nothing that validation reads, or swaps for an average, is a sample."""
+        if self.sparsifier:
+            self.sparsifier.rest()
 
     def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Let go of the optimizers; masks stay, for a next fit."""
@@ -240,7 +243,6 @@ class MaskUpdater(Callback):
         new = self.sparsifier is None or not _is(self._model, pl_module) or bool(self._pending)
         run = self._pending.get("run", {})
         if new or trainer.global_step == 0:
-            self._begun_anew = run.get("begun_anew", False)
             self._rates.load(run.get("rates", {}))
         if self.sparsifier is None or new:
             self.sparsifier = build(self, trainer, pl_module, self._pending or self._carried)
@@ -248,6 +250,8 @@ class MaskUpdater(Callback):
         else:  # another run with the masks of the last one; a Trainer that goes on counts on
             algorithm = chosen(self).planned(*horizon(trainer))
             self.sparsifier.restart(algorithm, 0 if trainer.global_step == 0 else self.sparsifier.steps)
+        if new or trainer.global_step == 0:  # where nothing falls any more there is nothing to forget either
+            self._begun_anew = run.get("begun_anew", False) or (not run and self.sparsifier.settled())
         self._rewinds = run.get("rewinds", self.sparsifier.rewinds)
         self._pending, self._carried = {}, {}
 

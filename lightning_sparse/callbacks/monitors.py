@@ -36,11 +36,10 @@ def warn_of_dense_best(name: str, trainer: Any, sparsifier: Sparsifier) -> None:
 def reset_monitors(name: str, trainer: Any) -> None:
     """Forget best values and patience; files that were written stay on disk."""
     for callback in watchers(trainer):
+        worst = torch.tensor(torch.inf if callback.mode == "min" else -torch.inf)
         if hasattr(callback, "best_k_models"):
-            worst = torch.tensor(torch.inf if callback.mode == "min" else -torch.inf)
             callback.best_k_models, callback.kth_best_model_path, callback.kth_value = {}, "", worst
             callback.best_model_path, callback.best_model_score, callback.current_score = "", None, None
         if hasattr(callback, "wait_count"):
-            worst = torch.tensor(torch.inf if callback.mode == "min" else -torch.inf)
             callback.wait_count, callback.best_score = 0, worst
     rank_zero_info(f"{name}: the final density is reached; ModelCheckpoint and EarlyStopping begin anew")

@@ -23,5 +23,5 @@ def warn(name: str, sparsifier: Sparsifier, total_steps: int | None) -> None:
     """Warn of what will not happen: weights that nothing trains, masks that never move."""
     if lost := sparsifier.unattached():
         rank_zero_warn(f"{name}: no optimizer steps {', '.join(lost)}: masked, but not trained")
-    if text := sparsifier.algorithm.too_short(total_steps):
+    if text := sparsifier.too_short(total_steps):
         rank_zero_warn(f"{name}: {text}")

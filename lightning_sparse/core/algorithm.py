@@ -30,6 +30,7 @@ class Algorithm(ABC):
     own_pattern: ClassVar[Pattern | None] = None  # where the user names neither pattern nor density
     asks: ClassVar[Literal["nothing", "loss", "inputs"]] = "nothing"  # what the first masks are made from
     moves_budget: ClassVar[bool] = False  # whether updates move weights from layer to layer
+    only_falls: ClassVar[bool] = False  # whether the number of live weights never rises
     replace_step: bool = False
 
     def planned(self, total_steps: int | None, epoch_steps: int | None) -> "Self":
@@ -71,8 +72,7 @@ class Algorithm(ABC):
 
     def init(self, params: Sequence[SparseParam]) -> Masks:
         """The first masks: random or the largest weights, as ``p.init`` says, at the planned counts."""
-        scores = {p.name: p.weight.abs() if p.init == "magnitude" else p.uniform("init") for p in params}
-        return keep_budget(params, scores, [p.target for p in params])
+        return keep_budget(params, {p.name: first_score(p) for p in params}, [p.target for p in params])
 
     def init_from(self, params: Sequence[SparseParam], probe: "Probe") -> Masks:
         """The first masks of an algorithm that ``asks`` for data; see :class:`lightning_sparse.core.probe.Probe`."""
@@ -93,8 +93,29 @@ class Algorithm(ABC):
         return 3 * sparse
 
 
-def ramp(params: Sequence[SparseParam], share: float) -> list[int]:
-    """How many weights live in each layer on the way down: ``share`` 1 is dense, 0 the planned density.
+def everything(params: Sequence[SparseParam]) -> Masks:
+    """Masks under which all weights live."""
+    return {p.name: torch.ones_like(p.mask) for p in params}
+
+
+def first_score(p: SparseParam) -> Tensor:
+    """What first masks are drawn by: chance, or the magnitude, as ``p.init`` says."""
+    return p.weight.abs() if p.init == "magnitude" else p.uniform("init")
+
+
+def ramp(
+    params: Sequence[SparseParam],
+    share: float,
+    start: Sequence[int] | None = None,
+    room: Sequence[int] | None = None,
+) -> list[int]:
+    """How many weights live in each layer on the way down: ``share`` 1 is the start, 0 the planned density.
+
+    Args:
+        params: the layers.
+        share: of the way that is still to go.
+        start: how many lived in each layer; None: all.
+        room: how many may live at most; None: all.
 
     Example:
         >>> from lightning_sparse import GMP, Sparsifier
@@ -102,8 +123,10 @@ def ramp(params: Sequence[SparseParam], share: float) -> list[int]:
         >>> ramp(list(engine.params.values()), 0.5)
         [60]
     """
-    exact = [p.target + (p.size - p.target) * share for p in params]
-    return apportion(exact, round(sum(exact)), [p.size for p in params], lower=1)
+    sizes = [p.size for p in params]
+    room = sizes if room is None else room
+    exact = [p.target + (n - p.target) * share for p, n in zip(params, start or sizes, strict=True)]
+    return apportion(exact, min(round(sum(exact)), sum(room)), room, lower=1)
 
 
 def thin(params: Sequence[SparseParam], share: float) -> list[int]:

@@ -1,6 +1,7 @@
 """How a total density is shared out over layers, in exact integers."""
 
 from collections.abc import Callable, Mapping, Sequence
+from fractions import Fraction
 from math import ceil, floor, log10, prod
 from typing import Literal
 
@@ -8,6 +9,8 @@ from torch import Size
 
 AllocationName = Literal["uniform", "er", "erk", "global"]
 Shares = dict[str, float]
+_DIGITS = 9  # remainders that agree in as many are equal: shares that were computed in floats carry noise
+_NOISE = Fraction(1, 10**_DIGITS)
 
 
 def uniform(shapes: Mapping[str, Size], density: float) -> Shares:
@@ -81,6 +84,8 @@ ALLOCATIONS: dict[AllocationName, Callable[[Mapping[str, Size], float], Shares]]
 def apportion(shares: Sequence[float], total: int, upper: Sequence[int], lower: int = 0) -> list[int]:
     """Integers close to ``shares`` that sum to exactly ``total``, each within its bounds (largest remainder).
 
+    Of equal remainders the first are rounded up, on every machine alike: the arithmetic is exact.
+
     Args:
         shares: real numbers, not negative; only their proportions count where they do not sum to ``total``.
         total: the exact sum of the result.
@@ -100,8 +105,8 @@ def apportion(shares: Sequence[float], total: int, upper: Sequence[int], lower: 
     if not sum(least) <= total <= sum(upper):
         raise ValueError(f"cannot share {total} over {len(upper)} layers that take {sum(least)} to {sum(upper)}")
     exact = _fill(shares, total, least, upper)
-    counts = [min(u, max(lo, floor(x + 1e-9))) for x, lo, u in zip(exact, least, upper, strict=True)]
-    order = sorted(range(len(counts)), key=lambda i: (counts[i] - exact[i], i))  # largest remainder, then first
+    counts = [min(u, max(lo, floor(x + _NOISE))) for x, lo, u in zip(exact, least, upper, strict=True)]
+    order = _by_remainder(counts, exact, [1] * len(counts))
     while (missing := total - sum(counts)) != 0:
         step = 1 if missing > 0 else -1
         for i in order if missing > 0 else reversed(order):
@@ -138,8 +143,8 @@ def deal(
         raise ValueError(f"cannot share {total} over {len(upper)} layers that take {sum(lower)} to {sum(upper)}")
     exact = _fill(shares, total, lower, upper)
     bounds = list(zip(exact, lower, upper, units, strict=True))
-    counts = [min(hi, max(lo, floor(x / unit + 1e-9) * unit)) for x, lo, hi, unit in bounds]
-    order = sorted(range(len(counts)), key=lambda i: ((counts[i] - exact[i]) / units[i], i))
+    counts = [min(hi, max(lo, floor(x / unit + _NOISE) * unit)) for x, lo, hi, unit in bounds]
+    order = _by_remainder(counts, exact, units)
     low = [i for i in order if counts[i] + units[i] <= upper[i]]
     missing = total - sum(counts)
     for i in list(low):
@@ -152,23 +157,30 @@ def deal(
     return counts
 
 
-def _fill(shares: Sequence[float], total: int, lower: Sequence[int], upper: Sequence[int]) -> list[float]:
-    """Real numbers proportional to ``shares`` inside the bounds that sum to ``total``: what overflows is shared on."""
-    fixed: dict[int, float] = {}
+def _by_remainder(counts: Sequence[int], exact: Sequence[Fraction], units: Sequence[int]) -> list[int]:
+    """Positions, those with most left over first; of equals the first."""
+    left = [round(float((x - n) / unit), _DIGITS) for n, x, unit in zip(counts, exact, units, strict=True)]
+    return sorted(range(len(left)), key=lambda i: (-left[i], i))
+
+
+def _fill(shares: Sequence[float], total: int, lower: Sequence[int], upper: Sequence[int]) -> list[Fraction]:
+    """Numbers proportional to ``shares`` inside the bounds that sum to ``total``: what overflows is shared on."""
+    parts = [Fraction(share) for share in shares]
+    fixed: dict[int, Fraction] = {}
     while True:
-        free = [i for i in range(len(shares)) if i not in fixed]
-        left = total - sum(fixed.values())
-        weight = sum(shares[i] for i in free)
-        want = {i: (left * shares[i] / weight if weight > 0 else left / len(free)) for i in free}
-        over = {i: float(upper[i]) for i in free if want[i] > upper[i]}
-        under = {i: float(lower[i]) for i in free if want[i] < lower[i]}
+        free = [i for i in range(len(parts)) if i not in fixed]
+        left = total - sum(fixed.values(), Fraction())
+        weight = sum((parts[i] for i in free), Fraction())
+        want = {i: (left * parts[i] / weight if weight > 0 else left / len(free)) for i in free}
+        over = {i: Fraction(upper[i]) for i in free if want[i] > upper[i]}
+        under = {i: Fraction(lower[i]) for i in free if want[i] < lower[i]}
         excess = sum(want[i] - over[i] for i in over) - sum(under[i] - want[i] for i in under)
         clipped = over if excess > 0 else under if excess < 0 else {**over, **under}
         if not clipped:
-            return [fixed[i] if i in fixed else want[i] for i in range(len(shares))]
+            return [fixed[i] if i in fixed else want[i] for i in range(len(parts))]
         fixed |= clipped
-        if len(fixed) == len(shares):
-            return [fixed[i] for i in range(len(shares))]
+        if len(fixed) == len(parts):
+            return [fixed[i] for i in range(len(parts))]
 
 
 def least_density(sizes: Sequence[int], least: int | None = None) -> float:

@@ -8,11 +8,12 @@ from torch import Tensor
 from torch.optim import LBFGS, Optimizer
 
 from lightning_sparse.core.algorithm import Algorithm
-from lightning_sparse.core.hooks import StepHooks, loss_scale, skipped
-from lightning_sparse.core.latent import Latent, learn, pull_back, settle_latents, show, swap_in, swap_out
+from lightning_sparse.core.hooks import StepHooks, depth, loss_scale, skipped
+from lightning_sparse.core.latent import Latent, catch_up, latents, learn, settle_latents, show
 from lightning_sparse.core.masks import clear
 from lightning_sparse.core.optstate import ZeroGuard, carry_state, forget, sweep
 from lightning_sparse.core.param import SparseParam
+from lightning_sparse.core.swap import Swap
 
 _WIDE = {torch.float16: torch.float32, torch.bfloat16: torch.float32}
 Owned = Callable[[Optimizer], list[SparseParam]]
@@ -45,9 +46,9 @@ class Follower:
         self._optimizer, self._owned, self._moved, self._stepped = weakref.ref(optimizer), owned, moved, stepped
         self.params, self._size = owned(optimizer), _size(optimizer)
         self.algorithm, self.steps, self.overdue = algorithm, steps, overdue
-        self._staged = self._replaced = self._swapped = False
+        self._staged = self._replaced = False
         self._masked: dict[str, tuple[Tensor, int]] = {}  # gradients that were masked, and their version then
-        self._guard = ZeroGuard()
+        self._guard, self._swap = ZeroGuard(), Swap(algorithm)
         self._hooks = StepHooks(optimizer, self._open, self._before, self.commit)
 
     def follows(self, optimizer: Optimizer) -> bool:
@@ -68,12 +69,8 @@ class Follower:
 
     def remove(self) -> None:
         """Let go of the optimizer."""
-        with torch.no_grad():
-            halfway = self._swapped  # a step failed
-            self._swap_out()
-            # else not: by now the parameters may hold an average, or weights that were loaded
-            show(self.algorithm, [p for p in self.params if halfway or p.noisy])
         self.discard()
+        show(self.algorithm, [p for p in self.params if p.noisy])  # the others may hold an average by now
         self._hooks.remove()
 
     def refresh(self) -> None:
@@ -83,13 +80,15 @@ class Follower:
 
     def stage(self) -> None:
         """Gradients are final: keep what the algorithm needs of them, then mask them."""
+        if depth(self.optimizer) == 0:
+            self._swap.restore(self.params)  # the last step failed
         self.refresh()
         for p in self.params:
             p.fit()
         step = self.steps + 1
         if self._latent:
-            if not self._staged:
-                pull_back(self.algorithm, self.params)
+            catch_up(self.algorithm, self.params)
+            self._swap.pull_back(self.params)
             self._staged = True
             return
         if self._needs_gradient(step):
@@ -103,7 +102,7 @@ class Follower:
         """The step has happened: count it, move masks if that is due, zero what is dead."""
         with torch.no_grad():
             self._guard.lower()
-            self._swap_out()
+            self._swap.leave(self.params)
             if self._staged and not skipped(self.optimizer):
                 self.steps += 1
                 self._unscale()
@@ -115,56 +114,48 @@ class Follower:
                 self._stepped(self.optimizer, self.steps)
             # else a step within a step: an optimizer that calls its parent's, whose hooks have done the rest
             show(self.algorithm, self.params)
-            zero(self.params)
-            sweep(self.optimizer, [p for p in self.params if p.latent is None])
+            plain = [p for p in self.params if p.latent is None]
+            zero(plain)
+            sweep(self.optimizer, plain)
             self.discard()
 
     def discard(self) -> None:
-        """Forget what was staged."""
+        """Forget what was staged, and take out what a step that failed has left in the parameters."""
         self._guard.lower()
+        self._swap.restore(self.params)
+        self._swap.forget()
         self._staged = self._replaced = False
         self._masked = {}
         if not self._needs_gradient(self.steps + 1):
             for p in self.params:
                 p.dense_grad = None  # else the buffer is used again
 
-    def look(self, params: Sequence[SparseParam]) -> None:
-        """A forward pass comes: show each of these weights as the mode of its module wants it."""
-        if self._swapped or not self._latent:
-            return
-        for p in self.params:
-            wanted = p.place.module.training
-            if p.noisy != wanted and any(p is other for other in params):
-                p.step = self.steps + 1
-                show(self.algorithm, [p], wanted)
+    def look(self, params: Sequence[SparseParam], training: bool | None = None) -> None:
+        """A forward pass comes: show each of these weights as it wants them, or else as the mode of its module does."""
+        mine = [p for p in self.params if any(p is other for other in params)]
+        self._swap.look(mine, self.steps + 1, training)
 
     @property
     def _latent(self) -> bool:
-        return any(p.latent is not None for p in self.params)
+        return bool(latents(self.params))
 
     def _open(self) -> None:
-        if self._swapped:  # another closure of one step: its forward pass must see the effective weights
-            with torch.no_grad():
-                self._swap_out()
-                show(self.algorithm, self.params)
+        self._swap.restore(self.params)  # another closure of one step: its forward pass must see effective weights
+        self._swap.forget()
         self._staged = False
-
-    def _swap_out(self) -> None:
-        if self._swapped:
-            swap_out(self.algorithm, self.params)
-            self._swapped = False
 
     def _before(self) -> None:
         with torch.no_grad():
-            if not self._staged:
+            if self._swap.inside:
+                if depth(self.optimizer) != 1:
+                    return  # a step within a step
+                self.discard()  # the last step failed
+            if self._latent or not self._staged:
                 self.stage()
-            elif not self._latent:
+            else:
                 self._mask_gradients()  # a backward pass since then
-            if self._swapped:
-                return  # a step within a step
             if self._latent:
-                swap_in(self.algorithm, self.params, loss_scale(self.optimizer))
-                self._swapped = True
+                self._swap.enter(self.params, loss_scale(self.optimizer))
                 return
             if self._replaced:
                 for group in self.optimizer.param_groups:

@@ -1,15 +1,19 @@
 """All the optimizers that step sparse parameters, and the counts that outlive them."""
 
 from collections.abc import Callable, Mapping, Sequence
+from weakref import WeakKeyDictionary, WeakSet
 
 from torch.optim import Optimizer
 
 from lightning_sparse.core.algorithm import Algorithm
 from lightning_sparse.core.follower import Follower, replaceable, zero
 from lightning_sparse.core.hooks import unwrap
+from lightning_sparse.core.latent import catch_up, show
 from lightning_sparse.core.optstate import carry_state, mask_history, tell_mask
 from lightning_sparse.core.param import SparseParam
 from lightning_sparse.core.rewind import Rewinder
+
+_FOLLOWING: WeakKeyDictionary[Optimizer, WeakSet[Follower]] = WeakKeyDictionary()  # of all engines
 
 
 class Followers:
@@ -71,9 +75,9 @@ class Followers:
     def detach(self) -> None:
         """Let go of all optimizers, and keep the counts."""
         self._steps, self._overdue = self.steps, self.overdue
-        for follower in self.all:
-            follower.remove()
-        self.all = []
+        for follower in list(self.all):
+            self._leave(follower)
+        self._rewinder.rest()
 
     def count_from(self, steps: Mapping[str, int], overdue: frozenset[str] = frozenset()) -> None:
         """Go on from these counts; nothing is attached now."""
@@ -106,25 +110,60 @@ class Followers:
         return [p for p in self._params.values() if id(p.place.weight) in ids]
 
     def _stepped(self, optimizer: Optimizer, step: int) -> None:
-        self._rewinder.step(optimizer, self._owned(optimizer), self.algorithm, step)
+        for changed in self._rewinder.step(optimizer, self._owned(optimizer), self.algorithm, step):
+            for follower in self._others(changed):  # other engines: what they have pruned stays so
+                for p in follower.params:
+                    carry_state(changed, p, p.mask)
+                mask_history(changed, follower.params)
+                zero(follower.params)
+
+    def _others(self, optimizer: Optimizer) -> list[Follower]:
+        """Followers of an optimizer in other engines."""
+        return [follower for follower in _FOLLOWING.get(optimizer, ()) if follower not in self.all]
+
+    def _refuse_two_ways(self, optimizer: Optimizer, owned: Sequence[SparseParam]) -> None:
+        """Latent weights are no part of what an optimizer goes back to.
+
+        Raises:
+            ValueError: if one engine rewinds this optimizer and another keeps latent weights of its.
+        """
+        others = self._others(optimizer)
+        rewound = self.algorithm.rewind_step is not None
+        theirs = [p for follower in others for p in follower.params]
+        mine = owned if any(follower.algorithm.rewind_step is not None for follower in others) else []
+        if latent := [p.name for p in [*(theirs if rewound else []), *mine] if p.latent is not None]:
+            raise ValueError(
+                f"an optimizer cannot go back to an early state while {', '.join(latent)} are computed from latent "
+                "weights, which stay; give rewind=None, or an algorithm without latent weights"
+            )
+
+    def _leave(self, follower: Follower) -> None:
+        follower.remove()
+        self.all.remove(follower)
+        for followers in _FOLLOWING.values():
+            followers.discard(follower)
 
     def _follow(self, optimizer: Optimizer) -> Follower:
         owned = self._owned(optimizer)
+        self._refuse_two_ways(optimizer, owned)
         self._steps, self._overdue = self.steps, self.overdue
         names = {p.name for p in owned}
         for other in list(self.all):  # an optimizer was replaced during the run: the new one takes its weights
-            other.params = [p for p in other.params if p.name not in names]
-            if not other.alive or not other.params:
-                other.remove()
-                self.all.remove(other)
+            kept = [p for p in other.params if p.name not in names]
+            if not other.alive or (other.params and not kept):  # one without sparse weights stays
+                self._leave(other)
+            other.params = kept
         self._rewinder.start(optimizer, owned, self.algorithm, self._steps)
+        plain = [p for p in owned if p.latent is None]
         for p in owned:
             if p.latent is None:
                 carry_state(optimizer, p, p.mask)
             else:
                 tell_mask(optimizer, p)
-        mask_history(optimizer, [p for p in owned if p.latent is None])
-        zero(owned)
+        mask_history(optimizer, plain)
+        zero(plain)
+        catch_up(self.algorithm, owned, compare=True)  # with weights that were loaded, or an average that was left
+        show(self.algorithm, owned)
         follower = Follower(
             optimizer,
             self._owned,
@@ -135,4 +174,5 @@ class Followers:
             stepped=self._stepped,
         )
         self.all.append(follower)
+        _FOLLOWING.setdefault(optimizer, WeakSet()).add(follower)
         return follower

@@ -1,5 +1,6 @@
 """Around forward passes: a sample of the weights for training, their centre for everything else."""
 
+import copy
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -17,10 +18,11 @@ class Peek:
 
     Args:
         call: what to do; None for a copy.
+        copied: is told when the model is copied, with :mod:`copy`'s memo of what has been so far.
     """
 
-    def __init__(self, call: Callable[..., None] | None) -> None:
-        self._call = call
+    def __init__(self, call: Callable[..., None] | None, copied: Callable[[Any], None] | None = None) -> None:
+        self._call, self._copied = call, copied
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def __call__(self, module: nn.Module, *args: Any) -> None:
@@ -30,6 +32,8 @@ class Peek:
 
     def __deepcopy__(self, memo: Any) -> "Peek":
         """Without the engine: what it would show belongs to another model."""
+        if self._copied is not None:
+            self._copied(memo)
         return Peek(None)
 
     def __reduce__(self) -> Any:
@@ -41,8 +45,8 @@ class ForwardHooks:
     """Hooks on every module through which a sparse weight may be used.
 
     Before a forward pass of a module, or of one that holds it (attention uses the weight of a submodule that it never
-    calls), its weights are shown as the mode of their module wants them. ``state_dict`` gets the centre, without a
-    touch of the weights: a backward pass may need these as they are.
+    calls), its weights are shown as the mode of their module wants them. ``state_dict`` and copies of the model get the
+    centre, without a touch of the weights: a backward pass may need these as they are.
 
     Args:
         model: the model.
@@ -62,8 +66,8 @@ class ForwardHooks:
                 held = [(p, p.place.weight) for p in under.values()]
                 self._handles.append(module.register_forward_pre_hook(Peek(self._before(held))))
             if own[id(module)]:
-                saved = self._after_saving(own[id(module)])
-                self._handles.append(module.register_state_dict_post_hook(Peek(saved)))  # type: ignore[no-untyped-call]
+                peek = Peek(self._after_saving(own[id(module)]), self._when_copied(own[id(module)]))
+                self._handles.append(module.register_state_dict_post_hook(peek))  # type: ignore[no-untyped-call]
 
     def remove(self) -> None:
         """Take all hooks off."""
@@ -86,3 +90,12 @@ class ForwardHooks:
                         state[prefix + name] = self._centre(p)
 
         return after
+
+    def _when_copied(self, own: Sequence[SparseParam]) -> Callable[[Any], None]:
+        @torch.no_grad()
+        def copied(memo: Any) -> None:
+            for p in own:
+                if p.noisy:
+                    copy.deepcopy(p.place.weight, memo).copy_(self._centre(p))  # the copy that the model's copy holds
+
+        return copied

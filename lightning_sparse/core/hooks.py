@@ -1,5 +1,6 @@
 """Around an optimizer step: one call when its gradients are final, one when it has really happened."""
 
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -7,6 +8,8 @@ import torch
 from torch.optim import Optimizer
 
 Call = Callable[[], None]
+# of the function that torch puts around any class' step; the class may show another one, put around that
+_WRAPPER = getattr(Optimizer.profile_hook_step(print), "__code__", None)
 
 
 def unwrap(optimizer: Any) -> Optimizer:
@@ -35,7 +38,8 @@ class StepHooks:
     """Two torch hooks on one optimizer; while they are on it, it keeps the engine alive.
 
     A step without a closure has its gradients ready: ``before`` runs at once. With a closure they are made inside it,
-    so the closure is wrapped: ``opened`` runs before it and ``before`` after it (LBFGS: around each of several).
+    so the closure is wrapped: ``opened`` runs before it and ``before`` after it (LBFGS: around each of several). A step
+    that calls its parent's is over when the outer one is.
 
     Args:
         optimizer: with torch's step hooks.
@@ -59,7 +63,8 @@ class StepHooks:
             return ((args[0], closed, *args[2:]), kwargs) if len(args) > 1 else (args, {**kwargs, "closure": closed})
 
         def post(stepping: Optimizer, args: Any, kwargs: Any) -> None:
-            after()
+            if depth(stepping) <= 1:
+                after()
 
         self._handles = [optimizer.register_step_pre_hook(pre), optimizer.register_step_post_hook(post)]
 
@@ -68,6 +73,25 @@ class StepHooks:
         for handle in self._handles:
             handle.remove()
         self._handles = []
+
+
+@torch.compiler.disable  # type: ignore[untyped-decorator]
+def depth(optimizer: Optimizer) -> int:
+    """How many calls of the optimizer's ``step`` are running: 2 where a child's step has called its parent's.
+
+    Each is a frame of torch's wrapper around ``step``. Counting these, and not the hooks' calls, stays right when a
+    step fails: then torch calls no hook. 0 outside of any step, and for optimizers with hooks of their own making.
+
+    Example:
+        >>> depth(torch.optim.SGD([torch.zeros(1)], lr=0.1))
+        0
+    """
+    found, frame = 0, sys._getframe()
+    while (outer := frame.f_back) is not None:
+        frame = outer
+        if frame.f_code is _WRAPPER and (args := frame.f_locals.get("args")):
+            found += args[0] is optimizer
+    return found
 
 
 def skipped(optimizer: Optimizer) -> bool:

@@ -1,4 +1,4 @@
-"""Weights that are a function of latent ones: what is asked of such algorithms, and the swap around a step."""
+"""Weights that are a function of latent ones: what is asked of such algorithms, and how weights are shown."""
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
@@ -18,7 +18,8 @@ class Latent(Algorithm):
     forward pass, ``state_dict`` and export see these. Around a step the latent ones are swapped in. What else is
     learned (thresholds, gates) lives in ``p.state`` and is stepped by :meth:`learn`.
 
-    A subclass says how: ``effective`` (latent to shown) and ``pull_back`` (gradient of the shown to the latent's).
+    A subclass says how: ``effective`` (latent to shown) and ``pull_back`` (gradient of the shown to the latent's), and
+    ``latent_of`` (shown to latent) where these are not the same.
     """
 
     outcome: ClassVar[bool] = False  # density may be left open: what comes out is what was learned
@@ -31,14 +32,28 @@ class Latent(Algorithm):
     def prepare(self, params: Sequence[SparseParam]) -> None:
         """Fill ``p.state`` with what is learned beside the weights, before the first masks are asked for."""
 
+    def unfinished(self, total_steps: int | None) -> str:
+        """What of a density that was asked for a run of that length does not reach; empty when all is well."""
+        return ""
+
     @abstractmethod
     def effective(self, p: SparseParam, noisy: bool = False) -> Tensor:
-        """What a forward pass sees, of the shape of the weight; the engine zeroes it outside the mask.
+        """What a forward pass sees, of the shape of the weight; the engine zeroes it outside the mask, in a copy.
 
         Args:
             p: with ``p.latent`` and ``p.state``.
             noisy: whether a training pass asks, of an algorithm that is ``noisy``.
         """
+
+    def latent_of(self, p: SparseParam, changed: Tensor) -> Tensor:
+        """All latent weights after other code has written into the shown ones; these themselves unless overridden.
+
+        Args:
+            p: with what was written in ``p.weight``.
+            changed: bool, where live weights are not what was shown.
+        """
+        assert p.latent is not None
+        return torch.where(changed, p.weight, p.latent)
 
     @abstractmethod
     def pull_back(self, p: SparseParam, gradient: Tensor) -> Tensor:
@@ -74,50 +89,48 @@ def start_latents(algorithm: Algorithm, params: Sequence[SparseParam]) -> None:
         algorithm.prepare(params)
 
 
-def latents(params: Sequence[SparseParam]) -> list[tuple[SparseParam, Tensor]]:
-    """The parameters whose weights are latent, with these."""
-    return [(p, p.latent) for p in params if p.latent is not None]
+def latents(params: Sequence[SparseParam]) -> list[SparseParam]:
+    """Those whose weights are computed from latent ones."""
+    return [p for p in params if p.latent is not None]
 
 
 @torch.no_grad()
 def show(algorithm: Algorithm, params: Sequence[SparseParam], noisy: bool = False) -> None:
     """Put the effective weights into the parameters."""
     if isinstance(algorithm, Latent):
-        for p, _ in latents(params):
+        for p in latents(params):
             p.place.weight.copy_(algorithm.effective(p, noisy)).masked_fill_(~p.mask, 0.0)
-            p.noisy = noisy
+            p.noisy, p.written = noisy, _version(p)
+
+
+@torch.no_grad()
+def catch_up(algorithm: Algorithm, params: Sequence[SparseParam], compare: bool = False) -> None:
+    """Live weights that other code has written since they were shown are what the latent ones come from now.
+
+    A write raises a tensor's version, which costs nothing to look at; writes through ``.data`` do not.
+
+    Args:
+        algorithm: planned for the run.
+        params: of which those with latent weights are looked at.
+        compare: whether to look at the values, whatever the versions say.
+    """
+    if isinstance(algorithm, Latent):
+        for p in latents(params):
+            assert p.latent is not None
+            if compare or p.written != _version(p):
+                changed = (p.weight != algorithm.effective(p, p.noisy)) & p.mask
+                p.latent.copy_(algorithm.latent_of(p, changed))
+                p.written = _version(p)
+
+
+def _version(p: SparseParam) -> tuple[int, int]:
+    return p.place.weight._version, p.place.weight.data_ptr()
 
 
 @torch.no_grad()
 def centre(algorithm: Latent, p: SparseParam) -> Tensor:
     """The effective weight without chance."""
-    return algorithm.effective(p).masked_fill_(~p.mask, 0.0)
-
-
-def pull_back(algorithm: Algorithm, params: Sequence[SparseParam]) -> None:
-    """Turn the gradients into those of the latent weights, in place."""
-    assert isinstance(algorithm, Latent)
-    for p, _ in latents(params):
-        gradient = p.place.weight.grad
-        if gradient is not None:
-            gradient.copy_(algorithm.pull_back(p, gradient))
-
-
-def swap_in(algorithm: Algorithm, params: Sequence[SparseParam], scale: Tensor | None) -> None:
-    """The optimizer steps next: give it the latent weights, and what their penalty adds to the gradients."""
-    assert isinstance(algorithm, Latent)
-    for p, latent in latents(params):
-        gradient, extra = p.place.weight.grad, algorithm.penalty_gradient(p)
-        if gradient is not None and extra is not None:
-            gradient.add_(extra if scale is None else extra * scale)
-        p.place.weight.copy_(latent)
-
-
-def swap_out(algorithm: Algorithm, params: Sequence[SparseParam]) -> None:
-    """The optimizer has stepped: what is in the parameters now are the new latent weights."""
-    assert isinstance(algorithm, Latent)
-    for p, _ in latents(params):
-        algorithm.absorb(p, p.place.weight.detach())
+    return algorithm.effective(p).masked_fill(~p.mask, 0.0)
 
 
 def learn(
@@ -126,7 +139,7 @@ def learn(
     """Step what is learned beside the weights, each with the settings of the group that holds its weight."""
     assert isinstance(algorithm, Latent)
     owner = {id(weight): group for group in groups for weight in group["params"]}
-    for p, _ in latents(params):
+    for p in latents(params):
         if p.place.weight.grad is not None:  # else the step does not touch the weight either
             algorithm.learn(p, owner[id(p.place.weight)], scale)
         p.scratch.clear()

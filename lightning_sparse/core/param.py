@@ -61,6 +61,7 @@ class SparseParam:
         self.latent: Tensor | None = None  # what the optimizer steps, where the weight is a function of it
         self.scratch: dict[str, Tensor] = {}  # of this very step; never saved
         self.noisy = False  # whether the weight is a sample of what it stands for
+        self.written = (-1, 0)  # version and place of the weight as the engine left it
         self.step = 0
         self.live = self.size
         self.mask = torch.ones_like(place.weight, dtype=torch.bool)

@@ -3,7 +3,7 @@
 import copy
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,14 @@ _STEPS = ("forward", "training_step", "validation_step", "test_step", "predict_s
 Loss = Callable[[nn.Module, Any], Tensor]
 
 
+@runtime_checkable
+class PreparesCopy(Protocol):
+    """A loss that knows what a copy of the model lacks, such as its Trainer."""
+
+    def prepare_copy(self, model: nn.Module) -> None:
+        """Called once with the copy, before it is used."""
+
+
 class Probe:
     """What algorithms that choose masks by data may use: a copy of the model, batches, and a loss.
 
@@ -25,7 +33,7 @@ class Probe:
     Args:
         model: is copied.
         batches: to draw from, in order; an iterable that can be begun again at any time.
-        loss: of a model and a batch: a scalar with a graph.
+        loss: of a model and a batch: a scalar with a graph; may be a :class:`PreparesCopy`.
         example_inputs: what ``model(...)`` takes: a tensor, a tuple of arguments or a dict of keyword arguments.
 
     Attributes:
@@ -59,6 +67,8 @@ class Probe:
         if getattr(self.model, "_compiler_ctx", None) is not None:  # Lightning's: the compiled steps are the original's
             for name in _STEPS:
                 self.model.__dict__.pop(name, None)
+        if isinstance(loss, PreparesCopy):
+            loss.prepare_copy(self.model)
         self._batches, self._loss, self.example_inputs = batches, loss, example_inputs
 
     def weights(self, names: Sequence[str]) -> dict[str, Tensor]:

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.utils.hooks import RemovableHandle
 
 from lightning_sparse.core.algorithm import Algorithm
 from lightning_sparse.core.optstate import carry_state, forget
@@ -70,18 +71,36 @@ def restore(optimizer: Optimizer, model: nn.Module, saved: Rewind) -> None:
         named[name].copy_(value)
 
 
-def pack(saved: Rewind) -> dict[str, Any]:
-    """Tensors and plain containers, for a checkpoint."""
-    return {"values": list(saved.values), "state": dict(saved.state), "buffers": dict(saved.buffers)}
+class _Before:
+    """The gradients of an optimizer at a moment, to tell whether its next step is by them.
 
+    Clipping and masking write into gradients; only a backward pass, or another tensor, makes new ones.
+    """
 
-def unpack(state: Mapping[str, Any]) -> Rewind:
-    """What :func:`pack` wrote."""
-    return Rewind(list(state["values"]), dict(state["state"]), dict(state["buffers"]))
+    def __init__(self, optimizer: Optimizer) -> None:
+        self._pairs = [(w, w.grad) for w in _weights(optimizer) if w.grad is not None]
+        self._renewed = False
+        self._handles = [_told(weight, self._note) for weight, _ in self._pairs]
+
+    def still(self) -> bool:
+        """Whether there were gradients, and they are those of now."""
+        return bool(self._pairs) and not self._renewed and all(weight.grad is g for weight, g in self._pairs)
+
+    def remove(self) -> None:
+        """Look no longer."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+
+    def _note(self, weight: Tensor) -> None:
+        self._renewed = True
 
 
 class Rewinder:
     """Saves what an algorithm wants to go back to, and goes back; one saved state for each optimizer.
+
+    Optimizers without a sparse weight go back with those that have some. One that steps after them, by gradients from
+    before, is saved or goes back once more after its step.
 
     Attributes:
         count: how often training went back.
@@ -90,8 +109,10 @@ class Rewinder:
     def __init__(self, model: nn.Module) -> None:
         self._model = model
         self._saved: dict[str, Rewind] = {}  # by the first sparse parameter of the optimizer
+        self._step: int | None = None  # whose weights are saved
         self._live: dict[str, int] = {}
-        self._idle: list[Callable[[], Optimizer | None]] = []  # optimizers without a sparse weight: they go back too
+        self._idle: list[Callable[[], Optimizer | None]] = []  # optimizers without a sparse weight
+        self._late: dict[str, tuple[bool, _Before]] = {}  # whether back, and gradients then
         self.count = 0
 
     def start(
@@ -100,55 +121,103 @@ class Rewinder:
         """An optimizer is about to be followed: keep the first weights, if these are what is wanted."""
         if any(held() is optimizer for held in self._idle):
             return
-        if not owned:
+        if owned:
+            name, first = owned[0].name, steps[owned[0].name] == 0
+            self._live[name] = sum(p.live for p in owned)
+        else:
             self._idle.append(weakref.ref(optimizer))
-            if algorithm.rewind_step == 0 and max(steps.values()) == 0:
-                self._saved.setdefault(f"#{len(self._idle)}", save(optimizer, self._model))
-            return
-        name = owned[0].name
-        self._live[name] = sum(p.live for p in owned)
-        if algorithm.rewind_step == 0 and name not in self._saved and steps[name] == 0:
-            self._saved[name] = save(optimizer, self._model)
+            name, first = f"#{len(self._idle)}", max(steps.values()) == 0
+        if algorithm.rewind_step == 0 and name not in self._saved and first:
+            self._saved[name], self._step = save(optimizer, self._model), 0
 
     @torch.no_grad()
-    def step(self, optimizer: Optimizer, owned: Sequence[SparseParam], algorithm: Algorithm, step: int) -> None:
-        """Optimizer step ``step`` has happened, and masks have moved."""
-        if not owned or algorithm.rewind_step is None:
-            return
+    def step(
+        self, optimizer: Optimizer, owned: Sequence[SparseParam], algorithm: Algorithm, step: int
+    ) -> list[Optimizer]:
+        """Optimizer step ``step`` has happened, and masks have moved.
+
+        Returns:
+            The optimizers whose weights went back.
+        """
+        if algorithm.rewind_step is None:
+            return []
+        if not owned:
+            return self._catch_up(optimizer)
         name, live = owned[0].name, sum(p.live for p in owned)
-        idle = [(f"#{i}", other) for i, held in enumerate(self._idle, start=1) if (other := held()) is not None]
+        idle = {f"#{i}": other for i, held in enumerate(self._idle, start=1) if (other := held()) is not None}
+        together = {name: optimizer, **idle}
         if algorithm.rewind_step == step:
-            self._saved |= {key: save(other, self._model) for key, other in [(name, optimizer), *idle]}
-        if algorithm.rewinds(step) and live < self._live[name]:  # not where nothing was pruned
-            self._live[name] = live
-            for key, other in [(name, optimizer), *idle]:
-                restore(other, self._model, self._saved[key])
-            for p in owned:
-                carry_state(optimizer, p, p.mask)
-            forget(optimizer)
-            self.count += 1
+            self._saved |= {key: save(other, self._model) for key, other in together.items()}
+            self._step = step
+            self._look(idle, back=False)
+        if not algorithm.rewinds(step) or live >= self._live[name]:  # nothing was pruned
+            return []
+        self._live[name] = live
+        for key, other in together.items():
+            restore(other, self._model, self._saved[key])
+        for p in owned:
+            carry_state(optimizer, p, p.mask)
+        forget(optimizer)
+        self._look(idle, back=True)
+        self.count += 1
+        return list(together.values())
+
+    def _catch_up(self, optimizer: Optimizer) -> list[Optimizer]:
+        """An optimizer without sparse weights has stepped: was it by gradients from before?"""
+        key = next(f"#{i}" for i, held in enumerate(self._idle, start=1) if held() is optimizer)
+        if key not in self._late:
+            return []
+        back, before = self._late.pop(key)
+        before.remove()
+        if not before.still():
+            return []
+        if not back:
+            self._saved[key] = save(optimizer, self._model)
+            return []
+        restore(optimizer, self._model, self._saved[key])
+        return [optimizer]
+
+    def _look(self, idle: Mapping[str, Optimizer], back: bool) -> None:
+        self.rest()
+        self._late = {key: (back, _Before(optimizer)) for key, optimizer in idle.items()}
+
+    def rest(self) -> None:
+        """Optimizers are let go of: nothing is late any more."""
+        for _, before in self._late.values():
+            before.remove()
+        self._late = {}
 
     def forget(self) -> None:
         """Another run begins: it has a start of its own."""
-        self._saved, self._idle = {}, []
+        self.rest()
+        self._saved, self._step, self._idle = {}, None, []
 
     def state_dict(self) -> dict[str, Any]:
         """Tensors and plain containers; empty where nothing is kept."""
-        return {"count": self.count, "saved": {name: pack(kept) for name, kept in self._saved.items()}}
+        saved = {name: kept._asdict() for name, kept in self._saved.items()}
+        return {"count": self.count, "saved": saved, "step": self._step}
 
     def load_state_dict(self, state: Mapping[str, Any], algorithm: Algorithm, steps: Mapping[str, int]) -> None:
-        """Go on from a checkpoint.
+        """Go on from a checkpoint. Where another step is wanted than the saved one, it must be still to come.
 
         Raises:
             ValueError: if training is to go back to weights that the checkpoint does not have.
         """
-        saved, step = state.get("saved", {}), algorithm.rewind_step
-        if step is not None and not saved and max(steps.values()) >= step and max(steps.values()) > 0:
+        saved, step, done = state.get("saved", {}), algorithm.rewind_step, max(steps.values())
+        held = state.get("step", step) if saved else None
+        if step is not None and held != step and done >= step and done > 0:
+            others = "" if held is None else f" (it holds those of step {held})"
             raise ValueError(
-                f"{algorithm} rewinds to step {step}, whose weights this checkpoint does not hold; start the run anew, "
-                "or give rewind=None"
+                f"{algorithm} rewinds to step {step}, whose weights this checkpoint does not hold{others}; start the "
+                "run anew, or give rewind=None"
             )
-        self._saved, self.count = {name: unpack(kept) for name, kept in saved.items()}, state.get("count", 0)
+        self._saved = {name: Rewind(**kept) for name, kept in saved.items()} if held == step else {}
+        self._step, self.count = held if held == step else None, state.get("count", 0)
+
+
+def _told(weight: Tensor, note: Callable[[Tensor], None]) -> RemovableHandle:
+    handle: RemovableHandle = weight.register_post_accumulate_grad_hook(note)  # type: ignore[no-untyped-call]
+    return handle
 
 
 def _weights(optimizer: Optimizer) -> list[Tensor]:

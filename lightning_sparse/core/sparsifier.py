@@ -144,8 +144,9 @@ class Sparsifier:
         return sum(p.live for p in self.params.values()) / sum(p.size for p in self.params.values())
 
     def settled(self) -> bool:
-        """Whether the density is the final one."""
-        return self.algorithm.settled(self.steps)
+        """Whether the density is the final one, of this run or of one before."""
+        live, target = sum(p.live for p in self.params.values()), sum(p.target for p in self.params.values())
+        return self.algorithm.settled(self.steps) or (self.algorithm.only_falls and live <= target)
 
     @property
     def rewinds(self) -> int:
@@ -206,6 +207,12 @@ class Sparsifier:
         """Forget what was staged for a step that never happened (a gradient scaler skipped it)."""
         for follower in self._followers.all:
             follower.discard()
+
+    def too_short(self, total_steps: int | None) -> str:
+        """What will not happen in a run of that length, and the way out; empty when all is well."""
+        steered = any(p.latent is not None and not p.free for p in self.params.values())
+        text = self.algorithm.unfinished(total_steps) if steered and isinstance(self.algorithm, Latent) else ""
+        return text or self.algorithm.too_short(total_steps)
 
     @torch.no_grad()
     def shadow(self, model: nn.Module) -> None:
@@ -278,10 +285,14 @@ class Sparsifier:
             params = list(self.params.values())
             self._forward = ForwardHooks(self._model, params, self._look, partial(centre, self.algorithm))
 
-    def _look(self, params: Sequence[SparseParam]) -> None:
+    def _look(self, params: Sequence[SparseParam], training: bool | None = None) -> None:
         for follower in self._followers.all:
-            follower.look(params)
+            follower.look(params, training)
 
     def sample(self) -> None:
         """A training pass comes: under an algorithm that draws samples, show one. Hooks on the modules do so too."""
         self._look(list(self.params.values()))
+
+    def rest(self) -> None:
+        """Validation comes: under an algorithm that draws samples, show the centre. Hooks on the modules do so too."""
+        self._look(list(self.params.values()), training=False)

@@ -8,26 +8,23 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from lightning_sparse.algorithms.base import Periodic
 from lightning_sparse.core.algorithm import Masks, keep_budget, ramp
-from lightning_sparse.core.allocation import AllocationName
-from lightning_sparse.core.latent import Latent
 from lightning_sparse.core.param import SparseParam
-from lightning_sparse.core.schedules import CubicSchedule
 from lightning_sparse.core.select import CONVS
+from lightning_sparse.reparam.base import RAMP, Ramped
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-_RAMP = CubicSchedule(1.0, 0.0)
 _BETA, _GAMMA, _ZETA = 2 / 3, -0.1, 1.1  # temperature and stretch of the paper, section 4
 _CLOSED = math.log(-_GAMMA / _ZETA)
 _BOUND = math.log(100.0)
 _EPS = 1e-6
+_NARROW = 0.1  # a weight that is written under a narrower gate is shown smaller
 
 
 @dataclass(frozen=True)
-class L0(Periodic, Latent):
+class L0(Ramped):
     """Multiply weights with hard concrete gates, and pay for every gate that may be open.
 
     In training a gate is ``z = clamp(s * (zeta - gamma) + gamma, 0, 1)`` with ``s = sigmoid((log u - log(1 - u) +
@@ -59,8 +56,6 @@ class L0(Periodic, Latent):
         (1.0, (1, 8))
     """
 
-    allocation: ClassVar[AllocationName] = "global"
-    outcome: ClassVar[bool] = True
     noisy: ClassVar[bool] = True
 
     begin: int | float = 0.25
@@ -94,15 +89,7 @@ class L0(Periodic, Latent):
 
     def due(self, step: int) -> bool:
         """Every so often from ``begin`` on, and at ``stop``."""
-        return self.begin < step and (super().due(step) or step == self.stop)
-
-    def holds(self, step: int) -> bool:
-        """Until ``stop``."""
-        return step < self.stop
-
-    def settled(self, step: int) -> bool:
-        """After ``stop``."""
-        return step >= self.stop
+        return self.begin < step and super().due(step)
 
     def prepare(self, params: Sequence[SparseParam]) -> None:
         """Gates around ``drop``, with a standard deviation of 0.01, as the authors draw them."""
@@ -113,10 +100,6 @@ class L0(Periodic, Latent):
             p.state["mean"], p.state["square"] = torch.zeros_like(u), torch.zeros_like(u)
             p.state["steps"] = torch.zeros((), device=u.device)
 
-    def init(self, params: Sequence[SparseParam]) -> Masks:
-        """Everything lives."""
-        return {p.name: torch.ones_like(p.mask) for p in params}
-
     def effective(self, p: SparseParam, noisy: bool = False) -> Tensor:
         """The latent weights times their gates; a noisy pass draws these."""
         assert p.latent is not None
@@ -124,6 +107,12 @@ class L0(Periodic, Latent):
         if noisy:
             p.scratch["z"], p.scratch["slope"] = z, slope
         return p.latent * z.to(p.latent.dtype)
+
+    def latent_of(self, p: SparseParam, changed: Tensor) -> Tensor:
+        """What is shown, divided by its gate; at most tenfold, or a gate that opens later would show far too much."""
+        assert p.latent is not None
+        z, _ = self._gates(p, p.noisy)
+        return torch.where(changed, p.weight / z.clamp_(min=_NARROW).to(p.latent.dtype), p.latent)
 
     def _gates(self, p: SparseParam, noisy: bool) -> tuple[Tensor, Tensor]:
         """The gates, and how they move with ``log_alpha``."""
@@ -167,7 +156,7 @@ class L0(Periodic, Latent):
         spread = {p.name: p.state["log_alpha"].expand_as(p.mask) for p in params}
         if not params[0].free:
             way = int(self.stop) - int(self.begin)
-            counts = ramp(params, _RAMP(step - int(self.begin), way))
+            counts = ramp(params, RAMP(step - int(self.begin), way))
             if sum(counts) >= sum(p.live for p in params):
                 return {}  # a later run begins below where its ramp does
             return keep_budget(params, spread, counts, live_only=True)

@@ -2,32 +2,30 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from lightning_sparse.algorithms.base import Periodic
 from lightning_sparse.core.algorithm import Masks, keep_budget, ramp
-from lightning_sparse.core.allocation import AllocationName
-from lightning_sparse.core.latent import Latent
+from lightning_sparse.core.masks import keep_top
 from lightning_sparse.core.param import SparseParam
-from lightning_sparse.core.schedules import CubicSchedule
+from lightning_sparse.reparam.base import RAMP, Ramped
 
-_RAMP = CubicSchedule(1.0, 0.0)
-_LARGEST = 1 - 1e-6  # a magnitude of 1 has no finite logit
+_LARGEST = 1 - 1e-6  # of thresholds: 1 has no finite logit
+_BELOW = 1 - 1e-3  # how far below the smallest weight that stays a threshold must be
 
 
 @dataclass(frozen=True)
-class STR(Periodic, Latent):
+class STR(Ramped):
     """Soft threshold weights, with a threshold a layer that is learned with them.
 
     A forward pass sees ``sign(w) * relu(|w| - sigmoid(s))``, with one ``s`` a layer (Kusupati et al. 2020,
     https://arxiv.org/abs/2002.03231, eq. 4 to 6). The loss moves ``s`` through the live weights, weight decay pulls it
     towards 0, where the threshold is a half; how far it gets decides the density, which is an outcome. With
-    ``density=`` the thresholds are steered: at every update the weights that stand out most above their threshold stay,
-    as many as a cubic ramp (eq. 1 of Zhu & Gupta 2017) allows, and a threshold moves just as far as that needs. After
-    ``stop`` weights are plain and masks fixed.
+    ``density=`` the thresholds are steered: at every update the weights that stand out most above their threshold, in
+    ``|w| - sigmoid(s)``, stay, as many as a cubic ramp (eq. 1 of Zhu & Gupta 2017) allows. All thresholds rise by what
+    that needs, and none of them over a weight that stays. After ``stop`` weights are plain and masks fixed.
 
     Differences from the authors' code: support moves every ``every`` steps (theirs: at every step); the steering is
     ours. ``s`` is stepped by gradient descent with the learning rate and momentum of its layer's parameter group.
@@ -45,9 +43,6 @@ class STR(Periodic, Latent):
         (1.0, -3200.0)
     """
 
-    allocation: ClassVar[AllocationName] = "global"
-    outcome: ClassVar[bool] = True
-
     start: float = -3200.0
     decay: float | None = None
 
@@ -58,33 +53,23 @@ class STR(Periodic, Latent):
             found.append(f"decay must not be negative, got {self.decay!r}")
         return found
 
-    def due(self, step: int) -> bool:
-        """Every so often, and at ``stop``."""
-        return super().due(step) or step == self.stop
-
-    def holds(self, step: int) -> bool:
-        """Until ``stop``."""
-        return step < self.stop
-
-    def settled(self, step: int) -> bool:
-        """After ``stop``."""
-        return step >= self.stop
-
     def prepare(self, params: Sequence[SparseParam]) -> None:
         """One threshold a layer."""
         for p in params:
             p.state["threshold"] = torch.tensor(self.start, dtype=torch.float32, device=p.mask.device)
             p.state["velocity"] = torch.zeros_like(p.state["threshold"])
 
-    def init(self, params: Sequence[SparseParam]) -> Masks:
-        """Everything lives."""
-        return {p.name: torch.ones_like(p.mask) for p in params}
-
     def effective(self, p: SparseParam, noisy: bool = False) -> Tensor:
         """``sign(w) * relu(|w| - sigmoid(s))``."""
         assert p.latent is not None
         threshold = p.state["threshold"].sigmoid().to(p.latent.dtype)
         return p.latent.sign() * (p.latent.abs() - threshold).relu_()
+
+    def latent_of(self, p: SparseParam, changed: Tensor) -> Tensor:
+        """What is shown, with the threshold added again."""
+        assert p.latent is not None
+        threshold = p.state["threshold"].sigmoid().to(p.latent.dtype)
+        return torch.where(changed, p.weight.sign() * (p.weight.abs() + threshold), p.latent)
 
     def pull_back(self, p: SparseParam, gradient: Tensor) -> Tensor:
         """Through where the weight is above its threshold; ``s`` gets what its layer's weights lose."""
@@ -106,15 +91,16 @@ class STR(Periodic, Latent):
 
     def update(self, params: Sequence[SparseParam], step: int) -> Masks:
         """What is above its threshold lives; a density that was asked for moves the thresholds first."""
-        logits = {p.name: _logit(_magnitude(p)) for p in params}
+        above = {p.name: _magnitude(p) - p.state["threshold"].sigmoid() for p in params}
         if params[0].free:
-            masks = {p.name: logits[p.name] > p.state["threshold"] for p in params}
+            masks = {p.name: above[p.name] > 0 for p in params}
             return {p.name: masks[p.name] if masks[p.name].any() else p.keep(_magnitude(p), 1, p.mask) for p in params}
-        middle = torch.stack([p.state["threshold"] for p in params]).mean()  # at -3200 float32 would lose the order
-        scores = {p.name: logits[p.name] - (p.state["threshold"] - middle) for p in params}
-        kept = keep_budget(params, scores, ramp(params, _RAMP(step, int(self.stop))))
-        for p in params:
-            _steer(p.state["threshold"], logits[p.name], kept[p.name])
+        kept = keep_budget(params, above, ramp(params, RAMP(step, int(self.stop))))
+        together = params[0].scope == "global"
+        for group in [params] if together else [[p] for p in params]:
+            rise = _rise([above[p.name] for p in group], sum(int(kept[p.name].count_nonzero()) for p in group))
+            for p in group:
+                _steer(p, kept[p.name], rise)
         return kept
 
     def training_flops(self, sparse: float, dense: float) -> float:
@@ -129,16 +115,17 @@ def _magnitude(p: SparseParam) -> Tensor:
     return p.latent.abs().float()
 
 
-def _logit(magnitude: Tensor) -> Tensor:
-    """Rises with the magnitude, and is its logit below 1."""
-    return magnitude.clamp(max=_LARGEST).logit() + (magnitude - 1).relu()
+def _rise(above: Sequence[Tensor], count: int) -> Tensor:
+    """How far thresholds rise together, so that no more than ``count`` weights stand above them."""
+    flat = torch.cat([part.flatten().to(above[0].device) for part in above])
+    dropped = flat[~keep_top(flat, count, torch.ones_like(flat, dtype=torch.bool))]
+    return torch.cat([dropped, flat.new_zeros(1)]).amax()
 
 
-def _steer(s: Tensor, logits: Tensor, kept: Tensor) -> None:
-    """Move ``s`` no further than needed: at or above every dropped weight, below the kept ones."""
-    low = logits.masked_fill(kept, -torch.inf).amax()
-    high = logits.masked_fill(~kept | logits.isneginf(), torch.inf).amin()
-    low = torch.where(low.isneginf(), s.clamp(max=high), low)
-    high = torch.where(high.isinf(), s.clamp(min=low), high)
-    apart = torch.where(s >= high, (low + high) / 2, s.clamp(min=low))
-    s.copy_(torch.where(low < high, apart, s.clamp(max=high - 1e-3)))  # a pattern may keep what is smaller
+def _steer(p: SparseParam, kept: Tensor, rise: Tensor) -> None:
+    """Move the threshold by ``rise``, and keep it below the weights that stay; a pattern may keep small ones."""
+    s, magnitude = p.state["threshold"], _magnitude(p)
+    now = s.sigmoid()
+    smallest = magnitude.masked_fill(~kept | (magnitude == 0), torch.inf).amin()
+    then = torch.minimum(now + rise.to(now.device), _BELOW * smallest)
+    s.copy_(torch.where(then == now, s, then.clamp(max=_LARGEST).logit()))

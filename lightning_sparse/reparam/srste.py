@@ -6,16 +6,15 @@ from typing import ClassVar, Literal
 
 from torch import Tensor
 
-from lightning_sparse.algorithms.base import Periodic
-from lightning_sparse.core.algorithm import Masks, keep_budget
+from lightning_sparse.core.algorithm import Masks
 from lightning_sparse.core.grouped import NM
-from lightning_sparse.core.latent import Latent
 from lightning_sparse.core.param import SparseParam
 from lightning_sparse.core.patterns import Pattern
+from lightning_sparse.reparam.base import Largest
 
 
 @dataclass(frozen=True)
-class SRSTE(Periodic, Latent):
+class SRSTE(Largest):
     """Show the largest weights, pass gradients straight through to all, and let what is not shown decay.
 
     A forward pass sees the largest weights in the pattern, chosen anew after every step; the gradient of the shown
@@ -51,10 +50,6 @@ class SRSTE(Periodic, Latent):
         wrong = [] if self.penalty >= 0 else [f"penalty must not be negative, got {self.penalty!r}"]
         return super().problems() + wrong
 
-    def holds(self, step: int) -> bool:
-        """Until ``stop``."""
-        return step < self.stop
-
     def needs_gradient(self, step: int) -> bool:
         """Always: it goes straight through to every weight."""
         return step <= self.stop
@@ -62,11 +57,6 @@ class SRSTE(Periodic, Latent):
     def init(self, params: Sequence[SparseParam]) -> Masks:
         """The largest of the first weights."""
         return self.update(params, 0)
-
-    def effective(self, p: SparseParam, noisy: bool = False) -> Tensor:
-        """The largest weights."""
-        assert p.latent is not None
-        return p.latent.clone()
 
     def pull_back(self, p: SparseParam, gradient: Tensor) -> Tensor:
         """Straight through."""
@@ -79,8 +69,7 @@ class SRSTE(Periodic, Latent):
 
     def update(self, params: Sequence[SparseParam], step: int) -> Masks:
         """The largest weights, as many as planned."""
-        sizes = {p.name: (p.weight if p.latent is None else p.latent).abs() for p in params}
-        return keep_budget(params, sizes, [p.target for p in params])
+        return self.largest(params)
 
     def training_flops(self, sparse: float, dense: float) -> float:
         """Forward and towards the inputs sparse, towards the weights dense."""

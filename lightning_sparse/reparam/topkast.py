@@ -6,15 +6,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lightning_sparse.algorithms.base import Periodic
-from lightning_sparse.core.algorithm import Masks, keep_budget
-from lightning_sparse.core.latent import Latent
+from lightning_sparse.core.algorithm import Masks
 from lightning_sparse.core.masks import keep_top
 from lightning_sparse.core.param import SparseParam
+from lightning_sparse.reparam.base import Largest, magnitude
 
 
 @dataclass(frozen=True)
-class TopKAST(Periodic, Latent):
+class TopKAST(Largest):
     """Compute with the largest weights, learn these and a few more.
 
     Set A holds the largest weights of a layer, as many as its density allows: forward passes see them and zeros. Set B,
@@ -53,10 +52,6 @@ class TopKAST(Periodic, Latent):
             found.append(f"penalty must not be negative, got {self.penalty!r}")
         return found
 
-    def holds(self, step: int) -> bool:
-        """Until ``stop``."""
-        return step < self.stop
-
     def needs_gradient(self, step: int) -> bool:
         """Always: weights of B outside A have to learn."""
         return step <= self.stop
@@ -68,11 +63,6 @@ class TopKAST(Periodic, Latent):
     def init(self, params: Sequence[SparseParam]) -> Masks:
         """The largest of the first weights."""
         return self._choose(params)
-
-    def effective(self, p: SparseParam, noisy: bool = False) -> Tensor:
-        """The weights of A."""
-        assert p.latent is not None
-        return p.latent.clone()
 
     def pull_back(self, p: SparseParam, gradient: Tensor) -> Tensor:
         """The gradient, in B."""
@@ -100,12 +90,11 @@ class TopKAST(Periodic, Latent):
         return 2 * sparse + min(dense, self.backward * sparse)
 
     def _choose(self, params: Sequence[SparseParam]) -> Masks:
-        sizes = {p.name: (p.weight if p.latent is None else p.latent).abs() for p in params}
-        masks = keep_budget(params, sizes, [p.target for p in params])
+        masks = self.largest(params)
         for p in params:
             if p.latent is not None:
                 some = int(masks[p.name].count_nonzero())
                 more = min(p.size, round(self.backward * some))
-                first = sizes[p.name].masked_fill(masks[p.name], torch.inf)  # A is in B, whatever the pattern
+                first = magnitude(p).masked_fill(masks[p.name], torch.inf)  # A is in B, whatever the pattern
                 p.state["backward"] = keep_top(first, more, torch.ones_like(p.mask))
         return masks

@@ -130,27 +130,27 @@ def test_synflow_makes_biases_and_running_statistics_positive_and_leaves_the_mod
     assert norm.training
 
 
-# ---- GraSP on w'Aw/2: g = Aw, H = A, scores w * (A A w)
+# ---- GraSP on w'Aw/2: g = Aw, H = A, scores w * (A A w); the outputs for the unit vectors are w
 
 A = torch.tensor([[2.0, 1.0, 0.0], [1.0, 0.0, -1.0], [0.0, -1.0, 1.0]], dtype=torch.float64)
 
 
 def quadratic(model, matrix):
-    w = model.layers[0].weight[0]
+    w = model(torch.eye(len(matrix), dtype=torch.float64))[:, 0]
     return w @ matrix @ w / 2
 
 
 @pytest.mark.parametrize(("density", "expected"), [(0.34, [1]), (0.67, [1, 2]), (1.0, [0, 1, 2])])
 def test_grasp_keeps_what_the_flow_of_the_gradient_depends_on(density, expected):
     # w = 1 -3 .4: g = -1 .6 3.4, Hg = -1.4 -4.4 2.8, w Hg = -1.4 13.2 1.12: the sign counts
-    model, grasp = Rows([[1.0, -3.0, 0.4]]), GraSP(samples=None, batches=1)
+    model, grasp = Rows([[1.0, -3.0, 0.4]]), GraSP(samples=None, batches=1, temperature=1.0)
     assert kept(grasp, model, density, [A], quadratic) == [expected]
 
 
 def test_grasp_takes_the_hessian_gradient_product_of_the_mean_loss():
     # diagonals 4 2 and 0 2, their mean 2 2: w (Hg) is 4 and 4.84; the mean of each batch's own would be 8 and 4.84
     batches = [torch.tensor([4.0, 2.0]).double().diag(), torch.tensor([0.0, 2.0]).double().diag()]
-    model, grasp = Rows([[1.0, 1.1]]), GraSP(samples=None, batches=2)
+    model, grasp = Rows([[1.0, 1.1]]), GraSP(samples=None, batches=2, temperature=1.0)
     assert kept(grasp, model, 0.5, batches, quadratic) == [[1]]
 
 

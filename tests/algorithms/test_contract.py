@@ -5,15 +5,11 @@ import pickle
 
 import pytest
 import torch
-from contract import BATCH, CASES, EPOCHS, SAMPLES, Run, budget, train
+from contract import ACCUMULATED, CASES, OPTIMIZERS, Run, budget, matrix, steps, stops, train
 from helpers import LIVE, TOTAL, body, same
 
-MOVING = [name for name, case in CASES.items() if case.moves]
-CELLS = [(name, optimizer, accumulate) for name in CASES for optimizer in ("sgd", "adamw") for accumulate in (1, 2)]
-
-
-def steps(accumulate: int) -> int:
-    return EPOCHS * SAMPLES // BATCH // accumulate
+MATRIX = matrix(OPTIMIZERS, ACCUMULATED)
+CELLS = [pytest.param(cell.values, marks=cell.marks) for cell in MATRIX]
 
 
 @pytest.fixture(scope="module", params=CELLS, ids=lambda cell: "-".join(map(str, cell)))
@@ -23,8 +19,13 @@ def cell(request):
 
 @pytest.fixture(scope="module")
 def run(cell, tmp_path_factory) -> Run:
-    """One fit with dropout and shuffling; a checkpoint every second step."""
+    """One fit with dropout and shuffling, that all tests of a cell look at."""
     return train(*cell, tmp_path_factory.mktemp("run"))
+
+
+def test_every_algorithm_meets_every_setting_that_is_not_slow():
+    met = {(name, value) for name, *pair in (cell.values for cell in MATRIX if not cell.marks) for value in pair}
+    assert met == {(name, value) for name in CASES for value in (*OPTIMIZERS, *ACCUMULATED)}
 
 
 def test_no_forward_pass_sees_a_nonzero_dead_weight(run, cell):
@@ -66,9 +67,8 @@ def test_weights_outside_the_masks_are_zero_at_the_end(run):
 
 @pytest.mark.parametrize("part", ["on an update", "epoch end", "second epoch"])
 def test_a_resumed_run_ends_bit_for_bit_as_the_uninterrupted_one(run, cell, part):
-    step = {"on an update": 6, "epoch end": steps(cell[2]) // 2, "second epoch": steps(cell[2]) - 4}[part]
-    folder = run.folder / ("7" if part == "epoch end" else "2")
-    again = train(*cell, run.folder, start=folder / f"step={step}.ckpt", seed=5)
+    step = stops(cell[2])[part]
+    again = train(*cell, run.folder, start=run.folder / f"step={step}.ckpt", seed=5)
     assert len(again.recorder.counts) == steps(cell[2]) - step
     assert same(run.masks, again.masks)
     assert same(run.weights, again.weights)
@@ -76,7 +76,7 @@ def test_a_resumed_run_ends_bit_for_bit_as_the_uninterrupted_one(run, cell, part
 
 
 def test_a_checkpoint_loads_without_this_package(run):
-    checkpoint = torch.load(run.folder / "2" / "step=6.ckpt", weights_only=True)
+    checkpoint = torch.load(run.folder / "step=6.ckpt", weights_only=True)
     plain = torch.nn.ModuleDict({"net": body()})
     plain.load_state_dict(checkpoint["state_dict"], strict=True)
     zeros = {name: int((value == 0).sum()) for name, value in plain.named_parameters() if name in LIVE}

@@ -4,7 +4,7 @@ from itertools import pairwise
 
 import pytest
 import torch
-from contract import BATCH, CASES, EPOCHS, SAMPLES, loop
+from contract import ACCUMULATED, BATCH, CASES, EPOCHS, OPTIMIZERS, SAMPLES, loop, matrix
 from helpers import DENSITY, digest, loader, net, same, trainer, weights
 from torch.nn import functional as F
 
@@ -15,9 +15,7 @@ NEEDS_GRADIENT = [n for n in MOVING if CASES[n].algorithm.planned(28, 14).needs_
 INF = float("inf")
 
 
-@pytest.mark.parametrize("accumulate", [1, 2])
-@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize(("name", "optimizer", "accumulate"), matrix(OPTIMIZERS, ACCUMULATED))
 def test_a_raw_loop_gives_the_weights_of_the_trainer_bit_for_bit(name, optimizer, accumulate):
     updater, model = MaskUpdater(CASES[name].algorithm, DENSITY), net(optimizer)
     fit = trainer([updater], max_epochs=EPOCHS, accumulate_grad_batches=accumulate)
@@ -49,12 +47,14 @@ def scaled_steps(raw, scaler, *, bad: int, stage: bool):
     return seen
 
 
-@pytest.mark.parametrize("stage", [False, True], ids=["plain", "staged by hand"])
-@pytest.mark.parametrize("optimizer", ["sgd", "adamw", "fused"])
-@pytest.mark.parametrize("name", CASES)
+SCALED = matrix(("sgd", "adamw", "fused"), ("plain", "staged by hand"))
+
+
+@pytest.mark.parametrize(("name", "optimizer", "stage"), SCALED)
 def test_a_step_that_the_scaler_skips_is_not_counted_and_moves_nothing(name, optimizer, stage):
     raw = loop(name, optimizer)
-    seen = scaled_steps(raw, torch.amp.GradScaler("cpu", init_scale=8.0), bad=3, stage=stage)
+    scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
+    seen = scaled_steps(raw, scaler, bad=3, stage=stage == "staged by hand")
     assert [steps for *_, steps in seen] == [1, 2, 2, 3, 4, 5]
     assert seen[2] == seen[1]
     assert (seen[3][0] != seen[1][0]) == CASES[name].moves  # the update of step 3 comes one attempt later

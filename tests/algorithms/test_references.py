@@ -1,14 +1,13 @@
 """Algorithms against slow restatements of their papers, on random inputs."""
 
-import importlib.util
 from itertools import pairwise
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from references import rigl
 from torch import nn
 
 from lightning_sparse import RigL, Sparsifier
@@ -17,16 +16,6 @@ from lightning_sparse.core.patterns import Unstructured
 from lightning_sparse.core.schedules import ConstantSchedule, CosineSchedule
 from lightning_sparse.core.select import Target
 
-
-def load(name):
-    path = Path(__file__).parents[1] / "references" / f"{name}.py"
-    spec = importlib.util.spec_from_file_location(f"reference_{name}", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-rigl = load("rigl")
 FEW = st.integers(-3, 3).map(lambda n: n / 4)  # many ties
 ANY = st.floats(-2, 2, width=32)
 
@@ -54,7 +43,7 @@ def as_param(weight, mask, grad):
 
 
 @given(layers(), st.integers(0, 16), st.booleans())
-@settings(deadline=None, max_examples=200)
+@settings(deadline=None, max_examples=100)
 def test_a_rigl_update_is_the_one_of_the_paper(layer, sixteenths, regrow_dropped):
     weight, mask, grad = layer
     fraction = sixteenths / 16

@@ -1,28 +1,16 @@
 """SNIP, GraSP and SynFlow against slow restatements of their papers, on random networks in float64."""
 
-import importlib.util
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from references import grasp, snip, synflow
 from torch import nn
 from torch.nn import functional as F
 
 from lightning_sparse import SNIP, GraSP, Sparsifier, SynFlow
 
-
-def load(name):
-    path = Path(__file__).parents[1] / "references" / f"{name}.py"
-    spec = importlib.util.spec_from_file_location(f"reference_{name}", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-snip, grasp, synflow = load("snip"), load("grasp"), load("synflow")
 WIDTHS = st.lists(st.integers(2, 6), min_size=2, max_size=4)  # of input, hidden and output layers
 SEEDS = st.integers(0, 10**6)
 DENSITIES = st.sampled_from([0.1, 0.25, 0.4, 0.6, 0.9])

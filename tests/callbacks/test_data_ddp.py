@@ -1,12 +1,5 @@
-"""Two processes that look at data choose one set of masks, that of a single process; tickets go back alike.
+"""Two processes that look at data choose one set of masks, that of a single process; tickets go back alike."""
 
-    LOCAL_RANK=0 MASTER_ADDR=127.0.0.1 MASTER_PORT=29500 python test_data_ddp.py FOLDER    # and the same with 1
-"""
-
-import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -70,40 +63,16 @@ def tickets(rank, **settings):
     return {"masks": updater.masks, "weights": learned, "all": weights(model), "rewinds": updater.sparsifier.rewinds}
 
 
-def main(folder):
-    rank = int(os.environ["LOCAL_RANK"])
-    torch.set_num_threads(1)
+def on_a_rank(rank, folder):
     pair = {"strategy": "ddp", "devices": 2}
     found = {name: masks(name, **pair) for name in CASES}
-    found["sharded"] = sharded(4, **pair)
-    found["tickets"] = tickets(rank, **pair)
-    torch.save(found, folder / f"{rank}.pt")
-
-
-def environment(rank, port):
-    root = Path(__file__).parents[2]
-    path = os.pathsep.join(filter(None, [str(root), str(root / "tests"), os.environ.get("PYTHONPATH")]))
-    ours = {"LOCAL_RANK": str(rank), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "PYTHONPATH": path}
-    return {**os.environ, **ours, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    return found | {"sharded": sharded(4, **pair), "tickets": tickets(rank, **pair)}
 
 
 @pytest.fixture(scope="module")
-def ranks(tmp_path_factory):
-    """What both ranks found, from one pair of processes."""
-    folder = tmp_path_factory.mktemp("ddp")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [sys.executable, "-W", "ignore", __file__, str(folder)]
-    pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True, "cwd": folder}
-    pair = [subprocess.Popen(command, env=environment(rank, port), **pipes) for rank in (0, 1)]
-    try:
-        errors = [process.communicate(timeout=240)[1] for process in pair]
-    finally:
-        for process in pair:
-            process.kill()
-    assert [process.returncode for process in pair] == [0, 0], "\n".join(error[-3000:] for error in errors)
-    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in (0, 1)]
+def ranks(pair):
+    """What both ranks found."""
+    return pair.results(Path(__file__))
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -126,7 +95,3 @@ def test_tickets_go_back_to_one_state_on_all_ranks(ranks):
     assert same(first["masks"], second["masks"])
     assert same(first["weights"], second["weights"])
     assert not same(first["all"], second["all"]), "running statistics were alike: the ranks saw the same"
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))

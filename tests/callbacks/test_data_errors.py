@@ -6,6 +6,7 @@ import warnings
 import pytest
 import torch
 from helpers import Net, loader, net, samples, saver, stateful, trainer, weights
+from lightning.pytorch import Callback
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
@@ -203,11 +204,38 @@ def test_going_back_to_a_step_that_is_still_to_come_is_fine(checkpoints):
     assert found.sparsifier.rewinds == 1
 
 
-@pytest.mark.xfail(strict=True, reason="what is saved does not say of which step it is")
-def test_going_back_to_another_step_than_the_saved_one_is_refused(tmp_path):
-    fit(GlobalMagnitude(stop=5, rewind=2), data=stateful(4, 24), callbacks=[saver(tmp_path, 4)])
-    path = tmp_path / "step=4.ckpt"
-    refused(["step 3"], GlobalMagnitude(stop=5, rewind=3), data=stateful(4, 24), start=path)
+@pytest.fixture(scope="module")
+def rewinding(tmp_path_factory):
+    """After four steps of a run that goes back to the second."""
+    folder = tmp_path_factory.mktemp("rewinding")
+    fit(GlobalMagnitude(stop=5, rewind=2), data=stateful(4, 24), callbacks=[saver(folder, 4)])
+    return folder / "step=4.ckpt"
+
+
+@pytest.mark.parametrize(("rewind", "step"), [(3, 3), (1, 1), ("init", 0), (4, 4)])
+def test_going_back_to_another_step_than_the_saved_one_is_refused(rewinding, rewind, step):
+    words = [f"step {step}", "those of step 2", *WAY_OUT]
+    refused(words, GlobalMagnitude(stop=6, rewind=rewind), data=stateful(4, 24), start=rewinding)
+
+
+def test_another_step_that_is_still_to_come_is_gone_back_to(rewinding):
+    seen = {}
+
+    class Pages(Callback):
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+            seen[trainer.global_step] = weights(pl_module)
+
+    updater = fit(
+        GlobalMagnitude(stop=7, rewind=5), data=stateful(4, 24), start=rewinding, callbacks=[Pages()], max_steps=8
+    )
+    assert updater.sparsifier.rewinds == 1
+    assert all(torch.equal(value, seen[5][name] * updater.masks.get(name, 1)) for name, value in seen[7].items())
+
+
+def test_a_resumed_run_need_not_go_back(rewinding):
+    found = fit(GlobalMagnitude(stop=5), data=stateful(4, 24), start=rewinding)
+    assert (found.density(), found.sparsifier.rewinds) == (0.25, 0)
+    assert found.state_dict()["rewinder"]["saved"] == {}
 
 
 def test_going_back_to_after_the_first_pruning_is_refused_before_training():

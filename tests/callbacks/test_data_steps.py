@@ -8,7 +8,7 @@ from helpers import Net, digest, loader, net, samples, trainer
 from lightning.pytorch import LightningModule
 from lightning.pytorch.loggers.logger import DummyLogger
 from torch.nn import functional as F
-from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler, SubsetRandomSampler
+from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler, SequentialSampler, SubsetRandomSampler
 
 from lightning_sparse import SNIP, GraSP, MaskUpdater, Sparsifier, SynFlow
 
@@ -174,22 +174,30 @@ class Seen(Dataset):
 
 
 
-WHOLE = "a RandomSampler over part of the dataset is taken for Lightning's own; compare len(data_source)"
-
-
 @pytest.mark.parametrize(
     "sampler",
     [
         SubsetRandomSampler(range(8)),
-        pytest.param(RandomSampler(range(8)), marks=pytest.mark.xfail(strict=True, reason=WHOLE)),
+        RandomSampler(range(8)),
+        RandomSampler(range(8), replacement=True, num_samples=20),
+        RandomSampler(range(8), generator=torch.Generator().manual_seed(3)),
+        SequentialSampler(range(8)),
     ],
-    ids=lambda sampler: type(sampler).__name__,
+    ids=["subset", "part", "replacement", "generator", "sequential"],
 )
 def test_the_look_keeps_to_the_samples_of_the_users_sampler(sampler):
     Seen.indices.clear()
     masks(net(), data=DataLoader(Seen(), batch_size=4, sampler=sampler))
     assert len(Seen.indices) >= 12  # two batches looked at, one trained on
     assert set(Seen.indices) <= set(range(8)), "samples that were held out for validation"
+
+
+def test_a_sampler_that_gives_few_samples_gives_as_few_to_look_at():
+    Seen.indices.clear()
+    sampler = RandomSampler(range(48), num_samples=8)
+    updater = MaskUpdater(SNIP(batches=9), 0.25)
+    trainer([updater], max_steps=1).fit(net(), DataLoader(Seen(), batch_size=4, sampler=sampler))
+    assert len(Seen.indices) == 8 + 4  # all looked at, one batch trained on
 
 
 def test_a_sampler_may_give_whole_batches():

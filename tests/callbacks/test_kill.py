@@ -61,7 +61,7 @@ def kill_at_random(process, folder: Path) -> None:
     assert process.wait() == -signal.SIGKILL, "it was done before it could be killed"
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+@pytest.mark.parametrize("optimizer", ["adamw", pytest.param("sgd", marks=pytest.mark.slow)])
 def test_a_killed_run_goes_on_bit_for_bit(optimizer, tmp_path):
     here = Path(__file__).parent
     script = SCRIPT.format(path=[str(here), str(here.parent), str(here.parent.parent)])

@@ -1,9 +1,5 @@
 """Two processes pay what one pays."""
 
-import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -12,29 +8,12 @@ from helpers import same
 from penalized_ddp import PENALTIES, run
 
 pytestmark = pytest.mark.ddp
-SCRIPT = Path(__file__).parents[1] / "penalized_ddp.py"
 
 
 @pytest.fixture(scope="module")
-def ranks(tmp_path_factory) -> list[dict]:
-    """The results of both ranks, from one pair of processes."""
-    folder = tmp_path_factory.mktemp("ddp")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    path = os.pathsep.join(filter(None, [str(SCRIPT.parents[1]), os.environ.get("PYTHONPATH")]))
-    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
-    shared |= {"CUDA_VISIBLE_DEVICES": ""}
-    command = [sys.executable, "-W", "ignore", str(SCRIPT), str(folder)]
-    pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True, "cwd": folder}
-    pair = [subprocess.Popen(command, env={**os.environ, **shared, "LOCAL_RANK": rank}, **pipes) for rank in "01"]
-    try:
-        errors = [process.communicate(timeout=240)[1] for process in pair]
-    finally:
-        for process in pair:
-            process.kill()
-    assert [process.returncode for process in pair] == [0, 0], "\n".join(error[-3000:] for error in errors)
-    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in (0, 1)]
+def ranks(pair) -> list[dict]:
+    """The results of both ranks."""
+    return pair.results(Path(__file__).parents[1] / "penalized_ddp.py")
 
 
 @pytest.mark.parametrize("name", PENALTIES)

@@ -8,7 +8,7 @@ from helpers import Net, Recorder, loader, net, same, saver, stateful, trainer, 
 from torch import nn
 from torch.nn import functional as F
 
-from lightning_sparse import GMP, GlobalMagnitude, MaskUpdater, Sparsifier
+from lightning_sparse import GMP, GlobalMagnitude, MaskUpdater, Sparsifier, TopKAST
 from lightning_sparse.optim import MaskedAdamW
 
 X, Y = torch.randn(12, 6, generator=torch.Generator().manual_seed(0)).double(), torch.arange(12) % 3
@@ -41,21 +41,22 @@ def masked(values, masks):
     return {name: value * masks[name] if name in masks else value for name, value in values.items()}
 
 
-LATE = pytest.param("weights first", marks=pytest.mark.xfail(
-    strict=True, reason="the optimizer without sparse weights steps once more, by gradients from before going back"
-))  # fmt: skip
-
-
-@pytest.mark.parametrize("order", ["biases first", LATE])
+@pytest.mark.parametrize("order", ["biases first", "weights first", "between", "around"])
 @pytest.mark.parametrize(("rewind", "step"), [("init", 0), (2, 2)])
 def test_all_parameters_go_back_whichever_optimizer_steps_them(order, rewind, step):
     model = small()
-    ofs = {"weights": [model[0].weight, model[2].weight], "biases": [model[0].bias, model[2].bias]}
-    both = [torch.optim.Adam(ofs[name], lr=0.1) for name in ("biases", "weights")]
-    optimizers = both if order == "biases first" else both[::-1]
-    engine, pages = train(model, optimizers, 4, algorithm=GlobalMagnitude(stop=4, rewind=rewind))
+    one, two, rest = [model[0].bias], [model[2].bias], [model[0].weight, model[2].weight]
+    orders = {
+        "biases first": [one + two, rest],
+        "weights first": [rest, one + two],
+        "between": [one, rest, two],
+        "around": [rest, one, two],
+    }
+    optimizers = [torch.optim.Adam(group, lr=0.1) for group in orders[order]]
+    engine, pages = train(model, optimizers, 6, algorithm=GlobalMagnitude(stop=4, rewind=rewind))
     assert engine.rewinds == 1
     assert same(pages[4], masked(pages[step], engine.masks))
+    assert all(not torch.equal(pages[6][name], value) for name, value in pages[5].items())  # and all go on
 
 
 def test_lbfgs_goes_back_and_forgets_its_history():
@@ -93,15 +94,7 @@ def test_and_resumes_bit_for_bit(tmp_path):
     assert same(run(), run(tmp_path / "step=5.ckpt"))
 
 
-@pytest.mark.parametrize(
-    "order",
-    [
-        "tickets first",
-        pytest.param("tickets last", marks=pytest.mark.xfail(
-            strict=True, reason="restore() writes all the optimizer's weights, also those on another engine's masks"
-        )),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize("order", ["tickets first", "tickets last"])
 def test_going_back_revives_nothing_that_another_mask_updater_has_pruned(order):
     tickets = MaskUpdater(
         GlobalMagnitude(rounds=2, stop=8, rewind="init"), 0.25, include=["net.4"], name="tickets"
@@ -111,6 +104,34 @@ def test_going_back_revives_nothing_that_another_mask_updater_has_pruned(order):
     recorders = [Recorder(tickets), Recorder(other)]
     trainer([*updaters, *recorders], max_epochs=2).fit(net(), loader(4, 32))
     assert [(r.leaks, r.state_leaks) for r in recorders] == [(0, 0), (0, 0)]
+
+
+@pytest.mark.parametrize("kind", [torch.optim.AdamW, MaskedAdamW])
+@pytest.mark.parametrize("apart", [False, True])
+def test_engines_of_one_loop_keep_their_own_masks_when_one_goes_back(kind, apart):
+    """Also where the other's weights are in an optimizer of their own, which goes back too."""
+    model = small()
+    groups = [[model[0].weight, model[0].bias], [model[2].weight, model[2].bias]]
+    optimizers = [kind(group, lr=0.05) for group in (groups if apart else [groups[0] + groups[1]])]
+    other = Sparsifier(model, GMP(every=1, stop=3), 0.25, include=["2"], optimizers=optimizers)
+    algorithm = GlobalMagnitude(rounds=2, stop=8, rewind="init")
+    tickets, pages = train(model, optimizers, 10, algorithm=algorithm, include=["0"])
+    assert tickets.rewinds == 2
+    for page in pages[4:]:
+        assert bool((page["2.weight"][~other.masks["2.weight"]] == 0).all())
+    assert same(pages[8], masked(pages[0], {**other.masks, **tickets.masks}))
+
+
+@pytest.mark.parametrize("order", ["tickets first", "tickets last"])
+def test_going_back_beside_latent_weights_is_refused(order):
+    model = small()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    both = [(GlobalMagnitude(stop=4, rewind="init"), ["0"]), (TopKAST(every=2, stop=4), ["2"])]
+    first, second = both if order == "tickets first" else both[::-1]
+    kept = Sparsifier(model, first[0], 0.25, include=first[1], optimizers=[optimizer])
+    with pytest.raises(ValueError, match=r"2\.weight are computed from latent weights.*rewind=None"):
+        Sparsifier(model, second[0], 0.25, include=second[1], optimizers=[optimizer])
+    kept.detach()
 
 
 def test_a_copied_callback_begins_a_run_of_its_own():

@@ -10,7 +10,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Size, nn
 
-from lightning_sparse.core.allocation import ALLOCATIONS, apportion, er, erk, least_density, uniform
+from lightning_sparse.core.allocation import ALLOCATIONS, apportion, deal, er, erk, least_density, uniform
 from lightning_sparse.core.plan import plan
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "golden.json").read_text())["erk"]
@@ -124,6 +124,15 @@ def test_density_one_is_dense_everywhere(allocation):
 def test_the_remainder_goes_to_the_largest_fraction_then_to_the_first():
     # floors 2, 3, 4 leave two of 11; 0.8 is served first, then the first of the two that have 0.6
     assert apportion([2.6, 3.6, 4.8], 11, upper=[9, 9, 9]) == [3, 3, 5]
+
+
+@pytest.mark.parametrize("share", [apportion, lambda *args: deal(*args[:2], [0] * 3, args[2], [1] * 3)])
+def test_equal_remainders_are_equal_whatever_floats_make_of_them(share):
+    # 28 * 11 / 21 = 14 2/3 and 28 * 5 / 21 = 6 2/3: in floats the second is larger
+    assert share([11.0, 5.0, 5.0], 28, [99] * 3) == [15, 7, 6]
+    assert share([5.0, 11.0, 5.0], 27, [99] * 3) == [7, 14, 6]  # 6 3/7, 14 1/7, 6 3/7
+    # 0.7 of 45, of 15 and of 10: 31.5, 10.5 and 7, of which floats make 31.499999999999996
+    assert share([0.7 * 45, 0.7 * 15, 0.7 * 10], 49, [99] * 3) == [32, 10, 7]
 
 
 def test_what_overflows_is_shared_in_proportion():

@@ -4,7 +4,7 @@ from dataclasses import FrozenInstanceError
 
 import pytest
 
-from lightning_sparse import GMP, SET, RigL, SparseMomentum
+from lightning_sparse import ACDC, GMP, MEST, SET, GlobalMagnitude, GraNet, RigL, SparseMomentum
 from lightning_sparse.algorithms import Periodic
 from lightning_sparse.catalogue import ALGORITHMS
 from lightning_sparse.core.schedules import ConstantSchedule, CosineSchedule, LinearSchedule
@@ -51,6 +51,30 @@ def test_a_share_of_the_run_becomes_optimizer_steps():
     assert RigL(every=10, stop=0.0001).planned(1000, None).stop == 1
     assert GMP(every=10, stop=0.5, begin=0.1).planned(1000, None) == GMP(every=10, stop=500, begin=100)
     assert RigL(every=10, stop=400).planned(None, None).stop == 400
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "name"),
+    [
+        (GMP(every=3, stop=20), "stop"),
+        (GraNet(every=3, end=20, stop=30), "end"),
+        (ACDC(begin=5, every=3, stop=20, last=3), "stop"),
+        (MEST(variant="em_s", every=3, stop=20), "stop"),
+        (GlobalMagnitude(rounds=4, stop=20), "stop"),
+    ],
+    ids=lambda value: type(value).__name__ if not isinstance(value, str) else value,
+)
+def test_a_run_that_ends_before_the_final_density_is_told_alike(algorithm, name):
+    planned = algorithm.planned(19, None)
+    text = "the run ends at step {}, before the final density at {}=20; give a smaller {}="
+    assert planned.too_short(19) == text.format(19, name, name)
+    assert planned.too_short(2) == text.format(2, name, name)
+    assert "before the final density" not in planned.too_short(20)
+    assert planned.too_short(21) == planned.too_short(None) == ""
+
+
+def test_a_pruning_at_the_very_end_leaves_nothing_to_train():
+    assert "nothing trains after it" in GlobalMagnitude(stop=20).planned(20, None).too_short(20)
 
 
 def test_an_epoch_becomes_optimizer_steps():

@@ -20,7 +20,7 @@ def below(weight, mask, threshold):
 
 
 def deal(survivors, total, room):
-    """How many weights each layer grows; and whether a tie was broken that rounding decides in floating point."""
+    """How many weights each layer grows."""
     given, left, open_ = {}, Fraction(total), list(range(len(survivors)))
     while True:
         weight = sum(survivors[i] for i in open_)
@@ -39,15 +39,11 @@ def deal(survivors, total, room):
     extra = total - sum(counts)
     for i in order[:extra]:
         counts[i] += 1
-    if not 0 < extra < len(order):
-        return counts, False
-    last, following = order[extra - 1], order[extra]
-    exact = remainders[last].denominator in (1, 2, 4, 8) or survivors[last] == survivors[following]
-    return counts, remainders[last] == remainders[following] and not exact
+    return counts
 
 
 def reallocate(weights, masks, threshold, wanted, chances):
-    """New masks, weights and threshold of all layers (lists of 1-D arrays), and whether rounding decided a tie.
+    """New masks, weights and threshold of all layers (lists of 1-D arrays).
 
     ``chances`` are random numbers; the free places with the largest grow.
     """
@@ -63,7 +59,7 @@ def reallocate(weights, masks, threshold, wanted, chances):
     if count > sum(len(places) for places in free):
         pruned = [p[: len(places)] for p, places in zip(pruned, free, strict=True)]
     survivors = [int(sum(m)) - len(p) for m, p in zip(masks, pruned, strict=True)]
-    grown, tie = deal(survivors, sum(len(p) for p in pruned), [len(places) for places in free])
+    grown = deal(survivors, sum(len(p) for p in pruned), [len(places) for places in free])
     new_masks, new_weights = [], []
     for weight, mask, gone, places, n, chance in zip(weights, masks, pruned, free, grown, chances, strict=True):
         places.sort(key=lambda i: (-chance[i], i))
@@ -71,4 +67,4 @@ def reallocate(weights, masks, threshold, wanted, chances):
         new_weights.append(np.where(new, weight, 0.0))  # what is grown starts at zero
         new[places[:n]] = True
         new_masks.append(new)
-    return new_masks, new_weights, after, tie
+    return new_masks, new_weights, after

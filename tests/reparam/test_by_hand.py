@@ -75,7 +75,7 @@ def test_str_starts_dense_and_unchanged():
     [
         (-3200.0, 0.4),  # below: up to the largest that is dropped
         (math.log(0.45 / 0.55), 0.45),  # between: stays
-        (math.log(0.6 / 0.4), 1 / (1 + math.exp(-math.log(0.4 / 0.6) / 2))),  # above: between, halfway in logits
+        (math.log(0.6 / 0.4), 0.999 * 0.5),  # above: just below what stays (it was halfway, in logits, before)
     ],
 )
 def test_str_is_steered_to_exactly_as_many_weights_as_asked(start, threshold):
@@ -87,12 +87,32 @@ def test_str_is_steered_to_exactly_as_many_weights_as_asked(start, threshold):
 
 
 def test_str_among_layers_keeps_what_stands_out_above_its_own_threshold():
-    # logits above 1/2: 0 of .5, -1.39 of .2; above 1/10: 1.79 of .4, .46 of .15, -.75 of .05; three stay
+    # above 1/2: 0 of .5, -.3 of .2; above 1/10: .3 of .4, .05 of .15, -.05 of .05; three stay
     a = latent([0.5, 0.2], STR(stop=1, start=0.0), target=2, name="a", scope="global")
     b = latent([0.4, 0.15, 0.05], STR(stop=1, start=math.log(1 / 9)), target=1, name="b", scope="global")
     masks = STR(every=1, stop=1).update([a, b], 1)
     assert (live(masks["a"]), live(masks["b"])) == ([0], [0, 1])
-    close(b.state["threshold"].sigmoid(), 0.1)
+    close(b.state["threshold"].sigmoid(), 0.1)  # no more stand above than may stay: no threshold has to rise
+    close(a.state["threshold"].sigmoid(), 0.999 * 0.5)  # to show what stays it falls
+
+
+def test_all_thresholds_of_str_rise_together_also_where_nothing_is_lost():
+    # above 0: .4 .1 .2, and .3 .5; three stay, so both thresholds rise to the .2 that goes
+    a = latent([0.4, 0.1, 0.2], STR(stop=1), target=2, name="a", scope="global")
+    b = latent([0.3, -0.5], STR(stop=1), target=1, name="b", scope="global")
+    masks = STR(every=1, stop=1).update([a, b], 1)
+    assert (live(masks["a"]), live(masks["b"])) == ([0], [0, 1])
+    close(a.state["threshold"].sigmoid(), 0.2)
+    close(b.state["threshold"].sigmoid(), 0.2)
+
+
+def test_str_with_a_budget_for_each_layer_raises_each_threshold_by_itself():
+    a = latent([0.4, 0.1, 0.2], STR(stop=1), target=1, name="a")
+    b = latent([0.3, -0.5], STR(stop=1), target=2, name="b")
+    masks = STR(every=1, stop=1).update([a, b], 1)
+    assert (live(masks["a"]), live(masks["b"])) == ([0], [0, 1])
+    close(a.state["threshold"].sigmoid(), 0.2)
+    close(b.state["threshold"], -3200.0)
 
 
 def test_str_without_a_density_keeps_what_is_above_its_threshold_and_at_least_one():

@@ -154,7 +154,6 @@ def test_a_weight_of_the_lightning_module_itself_sees_samples():
     assert all(seen)
 
 
-@defect("sampled when the batch starts, and nothing asks for the centre when a validation does")
 def test_validation_within_a_window_sees_the_centre_of_a_weight_of_the_lightning_module_itself():
     class Bare(type(net())):
         def __init__(self):
@@ -176,7 +175,7 @@ def test_validation_within_a_window_sees_the_centre_of_a_weight_of_the_lightning
 
 
 @pytest.mark.filterwarnings("ignore:.*not a leaf Tensor.*")
-@defect("what was traced before the hooks knows nothing of them")
+@defect("what was traced before knows nothing of hooks; only a reset of all compiled code would help: call sample()")
 def test_a_module_that_was_compiled_and_called_before_sees_samples():
     torch._dynamo.reset()
     model = made("linear")
@@ -195,7 +194,6 @@ def test_a_functional_call_keeps_its_own_weights():
     close(mine["0.weight"], torch.ones(8, 8))
 
 
-@defect("a copy made within a step keeps the sample for good")
 def test_a_copy_made_within_a_step_stores_effective_weights():
     model, _, _ = start(LATENT["l0"])
     model(batch(0))

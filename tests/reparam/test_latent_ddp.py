@@ -1,18 +1,9 @@
-"""Two processes agree on masks, weights and what is learned beside them, and are one process with twice the batch.
-
-    LOCAL_RANK=0 MASTER_ADDR=127.0.0.1 MASTER_PORT=29500 python tests/reparam/test_latent_ddp.py FOLDER  # and with 1
-"""
+"""Two processes agree on masks, weights and what is learned beside them, and are one process with twice the batch."""
 
 import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-import torch
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
 from helpers import DENSITY, Recorder, loader, net, same, samples, trainer, weights
 from latents import LATENT, close
 from torch.utils.data import DistributedSampler
@@ -36,24 +27,13 @@ def run(name: str, processes: int) -> dict:
     return {"weights": weights(model), "masks": updater.masks, "learned": learned, "leaks": recorder.leaks}
 
 
+def on_a_rank(rank: int, folder: Path) -> dict:
+    return {name: run(name, 2) for name in LATENT}
+
+
 @pytest.fixture(scope="module")
-def ranks(tmp_path_factory) -> list[dict]:
-    folder = tmp_path_factory.mktemp("ddp")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    path = os.pathsep.join(filter(None, [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH")]))
-    ours = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-W", "ignore", __file__, str(folder)]
-    pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True, "cwd": folder}
-    pair = [subprocess.Popen(command, env={**os.environ, **ours, "LOCAL_RANK": str(i)}, **pipes) for i in (0, 1)]
-    try:
-        errors = [process.communicate(timeout=240)[1] for process in pair]
-    finally:
-        for process in pair:
-            process.kill()
-    assert [process.returncode for process in pair] == [0, 0], "\n".join(error[-3000:] for error in errors)
-    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in (0, 1)]
+def ranks(pair) -> list[dict]:
+    return pair.results(Path(__file__))
 
 
 @pytest.mark.parametrize("name", LATENT)
@@ -70,8 +50,3 @@ def test_two_processes_are_one_with_twice_the_batch(ranks, name):
         for key, value in one[part].items():
             close(ranks[0][name][part][key], value, atol=1e-4)
     assert same(one["masks"], ranks[0][name]["masks"])
-
-
-if __name__ == "__main__":
-    torch.set_num_threads(1)
-    torch.save({name: run(name, 2) for name in LATENT}, Path(sys.argv[1]) / f"{os.environ['LOCAL_RANK']}.pt")
