@@ -1,4 +1,4 @@
-"""Where latent weights fall short inside a Trainer: each test says what should be, and fails until it is."""
+"""Latent weights where it is hard inside a Trainer: averages, loaded weights, runs that are too short."""
 
 import warnings
 
