@@ -61,7 +61,7 @@ def test_all_wrong_arguments_are_named_at_once():
 
 def test_a_wrong_argument_of_an_algorithm_is_named():
     with pytest.raises(ValueError, match=r"every must be .* got 0") as caught:
-        RigL(every=0, stop=2.0)
+        RigL(every=0, stop=2.5)
     assert "stop must be" in str(caught.value)
     assert "2 problems" in str(caught.value)
 
