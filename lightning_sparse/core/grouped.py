@@ -139,7 +139,8 @@ class FanIn(_Grouped):
             return made
         left = self.groups(allowed & ~made)
         best = keep_best(self.groups(scores), left.any(1).long(), left)
-        following = torch.where(best, self.groups(scores).nan_to_num(nan=-torch.inf), -torch.inf).amax(1)
+        real = self.groups(scores).nan_to_num(nan=-torch.inf, posinf=torch.inf, neginf=-torch.inf)
+        following = torch.where(best, real, -torch.inf).amax(1)
         rows = keep_top(following, rest, best.any(1) & (have <= each))
         return made | self.back(best & rows[:, None], kept.shape)
 

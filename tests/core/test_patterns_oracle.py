@@ -188,6 +188,13 @@ def test_ties_go_to_the_lower_index_and_nan_ranks_last(question, data):
     assert found.nonzero()[0].tolist() == slow(case, values.tolist(), k, among.tolist())
 
 
+def test_rows_that_compete_with_nan_and_minus_infinity_tie():
+    scores = torch.tensor([[-1.0, 0.0, NAN], [-1.0, -1.0, -1.0], [-1.0, 0.0, -INF]])
+    among = torch.tensor([[True, False, True], [True, True, True], [True, False, True]])
+    # one each is -1; of the two that are left the second row's -1 is best, then NaN before -inf: the lower row
+    assert FanIn().keep(scores, 5, among).tolist() == [[True, False, True], [True, True, False], [True, False, False]]
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_a_pattern_knows_its_masks(case):
     pattern, shape, _ = CASES[case]
