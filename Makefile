@@ -7,7 +7,7 @@ INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints
 # Neighbours stay together: what a module's tests share is built once, but where a worker takes over.
 PARALLEL := -n auto --maxprocesses 4 --dist worksteal
 
-.PHONY: demo test test-slow lint types examples docs compat clean
+.PHONY: demo test test-slow test-long lint types examples docs compat modules clean
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -24,6 +24,9 @@ test: $(READY)
 
 test-slow: $(READY)
 	$(BIN)/python -m pytest -m slow
+
+test-long: $(READY)
+	$(BIN)/python -m pytest -m long
 
 lint: $(READY)
 	$(BIN)/ruff check .
@@ -47,5 +50,13 @@ compat:
 	.venv-compat/bin/pip install --quiet "lightning==2.5.0" -e ".[cli,tensorboard]" --group test
 	.venv-compat/bin/python -m pytest $(PARALLEL) tests/algorithms tests/callbacks --ignore tests/callbacks/test_averaging.py
 
+# Other people's models, in an environment of their own; torch for the CPU first, so that nothing brings a CUDA build.
+modules:
+	$(PYTHON) -m venv .venv-modules
+	timeout 300 .venv-modules/bin/pip install --quiet "torch==2.13.0"
+	timeout 60 .venv-modules/bin/pip install --quiet --upgrade pip
+	timeout 1200 .venv-modules/bin/pip install --quiet -c constraints-modules.txt -e . --group modules
+	timeout 600 .venv-modules/bin/python -m pytest -m modules tests/modules
+
 clean:
-	rm -rf $(VENV) .venv-compat site logs .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) .venv-compat .venv-modules site logs .mypy_cache .ruff_cache .pytest_cache

@@ -10,10 +10,11 @@ from lightning_sparse.core.flops import Costs
 from lightning_sparse.core.health import MaskHistory
 from lightning_sparse.core.param import SparseParam, densities
 from lightning_sparse.core.plan import table
-from lightning_sparse.core.select import TRANSPOSED
+from lightning_sparse.core.select import inputs_first
 from lightning_sparse.metrics import Density, NonzeroDensity, step_flops
 
 Params = Mapping[str, SparseParam]
+_ROWS = 1024  # more than a picture of densities over time can show
 
 
 class SparsityWatch:
@@ -21,7 +22,7 @@ class SparsityWatch:
 
     Attributes:
         flops: dense forward FLOPs of one batch by parameter name; without them FLOPs are not reported.
-        densities: live share of each layer at every update, a row an update.
+        densities: live share of each layer, a row an update; of more than 1,024 only every second, fourth ...
         history: of the masks.
 
     Example:
@@ -36,6 +37,7 @@ class SparsityWatch:
     def __init__(self) -> None:
         self.flops: Costs = {}
         self.densities: list[list[float]] = []
+        self._noted, self._stride = 0, 1  # masks that were news, and how many of them share a row
         self.history = MaskHistory()
         self.spent = [0.0, 0.0]  # FLOPs of training so far, and those of a dense run
 
@@ -44,9 +46,18 @@ class SparsityWatch:
         masks = {name: _outputs_first(p).cpu() for name, p in params.items()}
         if {n: m.shape for n, m in self.history.now.items()} != {n: m.shape for n, m in masks.items()}:
             self.history, self.densities = MaskHistory(), []  # another model
+            self._noted, self._stride = 0, 1
         if any(not torch.equal(mask, self.history.now.get(name, ~mask)) for name, mask in masks.items()):
             self.history.update(masks)
-            self.densities.append(list(densities(params).values()))
+            self._keep_row(list(densities(params).values()))
+
+    def _keep_row(self, row: list[float]) -> None:
+        """A run of any length keeps a bounded number of rows, in every checkpoint too."""
+        if self._noted % self._stride == 0:
+            self.densities.append(row)
+        self._noted += 1
+        if len(self.densities) > _ROWS:
+            self.densities, self._stride = self.densities[::2], 2 * self._stride
 
     def count(self, params: Params, dense_gradient: bool) -> None:
         """One more optimizer step; ``dense_gradient`` says whether it needed the gradient of dead weights."""
@@ -95,13 +106,19 @@ class SparsityWatch:
         """Tensors and plain containers, for a checkpoint; empty before there were masks."""
         if not self.history.now:
             return {}
-        densities = [list(row) for row in self.densities]
-        return {"history": self.history.state_dict(), "densities": densities, "training_flops": list(self.spent)}
+        return {
+            "history": self.history.state_dict(),
+            "densities": [list(row) for row in self.densities],
+            "noted": self._noted,
+            "stride": self._stride,
+            "training_flops": list(self.spent),
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a checkpoint."""
         self.history.load_state_dict(state["history"])
         self.densities = [list(row) for row in state["densities"]]
+        self._noted, self._stride = state["noted"], state["stride"]
         self.spent = list(state["training_flops"])
 
     def _forward(self, densities: Mapping[str, float]) -> tuple[float, float]:
@@ -111,5 +128,5 @@ class SparsityWatch:
 
 
 def _outputs_first(p: SparseParam) -> Tensor:
-    """The mask as (outputs, inputs, ...): transposed convolutions keep their inputs first."""
-    return p.mask.transpose(0, 1) if isinstance(p.place.module, TRANSPOSED) else p.mask
+    """The mask as (outputs, inputs, ...): transposed convolutions and Conv1D keep their inputs first."""
+    return p.mask.transpose(0, 1) if inputs_first(p.place.module) else p.mask

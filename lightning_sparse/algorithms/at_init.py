@@ -133,4 +133,4 @@ def some(names: Sequence[str]) -> str:
 
 def wrong_count(name: str, value: object) -> list[str]:
     """What is wrong with a number of things; empty when all is well."""
-    return [] if type(value) is int and value >= 1 else [f"{name} must be a positive number, got {value!r}"]
+    return [] if type(value) is int and 1 <= value < 2**63 else [f"{name} must be a positive number, got {value!r}"]

@@ -12,6 +12,7 @@ from lightning_sparse.core.algorithm import Algorithm, Masks
 from lightning_sparse.core.errors import raise_problems
 from lightning_sparse.core.param import SparseParam
 from lightning_sparse.core.schedules import CosineSchedule, Schedule
+from lightning_sparse.core.values import mistyped
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -37,7 +38,7 @@ class Periodic(Algorithm):
     def __post_init__(self) -> None:
         """Check what was given, all at once."""
         whole_steps(self)
-        raise_problems(self.problems(), type(self).__name__)
+        raise_problems(checked(self), type(self).__name__)
 
     def problems(self) -> list[str]:
         """What is wrong with the hyper-parameters, a sentence each."""
@@ -108,7 +109,7 @@ class DropGrow(Periodic):
                 f"fraction must be a Schedule, got {self.fraction!r}: CosineSchedule(0.3) decays it to 0, "
                 f"ConstantSchedule(0.3) holds it"
             )
-        elif bad := [x for x in (self.fraction.at(share / 8) for share in range(9)) if not 0 <= x <= 1]:
+        elif bad := [x for x in self.fraction.reached() if not 0 <= x <= 1]:
             found.append(f"fraction must stay in [0, 1], got {self.fraction}, which reaches {bad[0]}")
         if self.drop not in ("magnitude", "contribution"):
             found.append(f"drop must be 'magnitude' or 'contribution', got {self.drop!r}")
@@ -199,6 +200,18 @@ def ends_early(name: str, moment: int | float, total_steps: int | None) -> str:
     return f"the run ends at step {total_steps}, before the final density at {name}={moment}; give a smaller {name}="
 
 
+def checked(algorithm: Periodic) -> list[str]:
+    """All that is wrong with the hyper-parameters, values of another type than their annotation's included."""
+    mismatched = mistyped(algorithm)
+    try:
+        found = algorithm.problems()
+    except (TypeError, ValueError, ArithmeticError, RuntimeError):  # a comparison with what is no number
+        if not mismatched:
+            raise
+        return mismatched
+    return found + mistyped(algorithm, found)
+
+
 def whole_steps(algorithm: Algorithm) -> None:
     """Take 200.0 optimizer steps for 200: a YAML's 200 may arrive so.
 
@@ -211,7 +224,7 @@ def whole_steps(algorithm: Algorithm) -> None:
     """
     for field in fields(algorithm):  # type: ignore[arg-type]  # every algorithm is a dataclass
         value = getattr(algorithm, field.name)
-        if isinstance(value, float) and value > 1 and value.is_integer() and "int" in str(field.type):
+        if isinstance(value, float) and 1 < value < 2**63 and value.is_integer() and "int" in str(field.type):
             object.__setattr__(algorithm, field.name, int(value))
 
 

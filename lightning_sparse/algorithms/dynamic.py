@@ -62,7 +62,7 @@ class SET(DropGrow):
             "original": ("epoch", 1.0, ConstantSchedule(0.3), True),
             "itop": (1500, 1.0, _ITOP, False),
         }
-        _fill_in(self, own.get(self.variant, (100, 0.75, CosineSchedule(0.3), False)))
+        _fill_in(self, own.get(str(self.variant), (100, 0.75, CosineSchedule(0.3), False)))
         super().__post_init__()
 
     def problems(self) -> list[str]:

@@ -9,6 +9,7 @@ from lightning_sparse.core.algorithm import Algorithm, Masks, everything, keep_b
 from lightning_sparse.core.allocation import AllocationName
 from lightning_sparse.core.errors import raise_problems
 from lightning_sparse.core.param import SparseParam
+from lightning_sparse.core.values import mistyped
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -61,9 +62,9 @@ class GlobalMagnitude(Algorithm):
             found += wrong_moment("stop", self.stop)
         if self.rewind is not None and self.rewind != "init":
             found += [text + "; or 'init', or None" for text in wrong_moment("rewind", self.rewind)]
-        if self.rewind_schedule and self.rewind is None:
+        if self.rewind_schedule is True and self.rewind is None:
             found.append("rewind_schedule=True has nothing to rewind: give rewind='init' or a step")
-        raise_problems(found, "GlobalMagnitude")
+        raise_problems(found + mistyped(self, found), "GlobalMagnitude")
 
     def planned(self, total_steps: int | None, epoch_steps: int | None) -> "Self":
         """See :meth:`Algorithm.planned`."""

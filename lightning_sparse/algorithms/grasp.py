@@ -17,6 +17,7 @@ from lightning_sparse.core.errors import raise_problems
 from lightning_sparse.core.param import SparseParam
 from lightning_sparse.core.probe import Probe
 from lightning_sparse.core.select import clean
+from lightning_sparse.core.values import is_number, mistyped
 
 
 @dataclass(frozen=True)
@@ -59,11 +60,11 @@ class GraSP(Algorithm):
         """Check what was given, all at once."""
         found = wrong_count("batches", self.batches)
         found += [] if self.samples is None else wrong_count("samples", self.samples)
-        if not self.temperature > 0:
+        if not (is_number(self.temperature) and self.temperature > 0):
             found.append(f"temperature must be positive, got {self.temperature!r}")
         if not found and self.samples is not None and self.samples < self.batches:
             found.append(f"samples must fill every part, got samples={self.samples} for batches={self.batches}")
-        raise_problems(found, "GraSP")
+        raise_problems(found + mistyped(self, found), "GraSP")
 
     def init_from(self, params: Sequence[SparseParam], probe: Probe) -> Masks:
         """The weights with the largest ``w * (H g)``: what is removed last.

@@ -11,10 +11,12 @@ from lightning_sparse.callbacks.base import (
     without_model,
 )
 from lightning_sparse.callbacks.mask_updater import MaskUpdater
+from lightning_sparse.core.errors import raise_problems
 from lightning_sparse.core.flops import FlopCounter, batch_size
 from lightning_sparse.core.param import SparseParam, densities
 from lightning_sparse.core.pictures import density_picture, mask_picture
 from lightning_sparse.core.sparsifier import Sparsifier
+from lightning_sparse.core.values import is_whole, wrong_flags
 from lightning_sparse.watch import SparsityWatch
 
 _PICTURES = 16  # layers that get a mask picture: a deep network would flood the page
@@ -63,10 +65,9 @@ class DensityLogger(Callback):
         layout: bool = False,
         name: str = "DensityLogger",
     ) -> None:
-        if every is not None and every < 1:
-            raise ValueError(f"DensityLogger: every must be a positive number of optimizer steps, got {every}")
         self.every, self.per_layer, self.name = every, per_layer, name
         self.images, self.histograms, self.layout = images, histograms, layout
+        raise_problems(self._problems(), "DensityLogger")
         self.watch = SparsityWatch()
         self._counter: FlopCounter | None = None
         self._model: weakref.ref[Any] | None = None
@@ -121,8 +122,9 @@ class DensityLogger(Callback):
         """What can be monitored is there at the end of every epoch; histograms, where the logger has them."""
         self._monitor(trainer, pl_module, self.watch.scalars(_params(trainer)))
         for name, p in _params(trainer).items() if self.histograms else ():
+            live = p.weight[p.mask]  # on every rank, whatever its loggers can do: ranks that share weights meet here
             for experiment in _experiments(trainer, "add_histogram"):
-                experiment.add_histogram(f"weights/{name}", p.weight[p.mask], _log_step(trainer))
+                experiment.add_histogram(f"weights/{name}", live, _log_step(trainer))
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         """The table of what came out."""
@@ -148,6 +150,12 @@ class DensityLogger(Callback):
     def __getstate__(self) -> dict[str, Any]:
         """Without hooks."""
         return {**without_model(self), "_counter": None, "_model": None}
+
+    def _problems(self) -> list[str]:
+        found = wrong_flags(self, "per_layer", "images", "histograms", "layout")
+        if self.every is not None and not (is_whole(self.every) and self.every >= 1):
+            found.append(f"every must be a positive number of optimizer steps, got {self.every!r}")
+        return found + ([] if isinstance(self.name, str) else [f"name must be str, got {self.name!r}"])
 
     def _begin(self, trainer: Any, batch: Any) -> None:
         """The entry and the table of the start, now that the FLOPs of a batch are known."""
@@ -212,7 +220,7 @@ def _updaters(trainer: Any) -> list[MaskUpdater]:
 
 
 def _engines(trainer: Any) -> list[Sparsifier]:
-    return [updater.sparsifier for updater in _updaters(trainer) if updater.sparsifier]
+    return [engine for updater in _updaters(trainer) for engine in updater.engines]
 
 
 def _params(trainer: Any) -> dict[str, SparseParam]:

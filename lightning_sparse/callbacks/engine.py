@@ -1,6 +1,7 @@
 """The engine that a MaskUpdater drives, made for a Trainer's model and run."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from glob import escape
 from typing import TYPE_CHECKING, Any
 
 from lightning_sparse.callbacks.base import MisconfigurationException, rank_zero_info
@@ -9,7 +10,7 @@ from lightning_sparse.callbacks.notices import announce
 from lightning_sparse.callbacks.run import horizon
 from lightning_sparse.catalogue import ALGORITHMS
 from lightning_sparse.core.algorithm import Algorithm
-from lightning_sparse.core.select import left_dense, select
+from lightning_sparse.core.select import left_dense, matches, select
 from lightning_sparse.core.sparsifier import Sparsifier
 
 if TYPE_CHECKING:
@@ -31,11 +32,13 @@ def build(updater: "MaskUpdater", trainer: Any, pl_module: Any, state: Mapping[s
     """
     total, epoch = horizon(trainer)
     init, algorithm = updater.init, chosen(updater)
-    if not state and trainer.ckpt_path is not None and init == "random":
+    trained = trainer.ckpt_path is not None and trainer.global_step > 0  # finders restore a checkpoint of step 0
+    if not state and trained and init == "random":
         rank_zero_info(f"{updater.name}: the checkpoint was trained dense; the largest of its weights stay live.")
         init = "magnitude"
     _check_others(updater, trainer, pl_module)
     check_start(updater.name, algorithm, trainer, pl_module, new=not state)
+    later = [escape(name) for other in state.get("later", ()) for name in other["params"]]
     sparsifier = Sparsifier(
         pl_module,
         algorithm,
@@ -45,7 +48,7 @@ def build(updater: "MaskUpdater", trainer: Any, pl_module: Any, state: Mapping[s
         pattern=updater.pattern,
         init=init,
         include=updater.include,
-        exclude=updater.exclude,
+        exclude=[*updater.exclude, *later],
         seed=updater.seed,
         total_steps=total,
         epoch_steps=epoch,
@@ -58,8 +61,58 @@ def build(updater: "MaskUpdater", trainer: Any, pl_module: Any, state: Mapping[s
     )
     if state and trainer.global_step == 0:
         sparsifier.restart(sparsifier.algorithm)
-    announce(updater.name, sparsifier, left_dense(pl_module, sparsifier.params, updater.exclude))
+    announce(updater.name, sparsifier, left_dense(pl_module, sparsifier.params, [*updater.exclude, *later]))
     return sparsifier
+
+
+def build_later(
+    updater: "MaskUpdater",
+    trainer: Any,
+    pl_module: Any,
+    names: Collection[str],
+    begun: int,
+    state: Mapping[str, Any] | None = None,
+) -> Sparsifier:
+    """An engine for layers that were frozen when training started, and are not any more.
+
+    They are planned among themselves, at the density and by the allocation that the first ones were planned by, so the
+    total density stays what was asked for. Their largest weights stay live: frozen weights come from elsewhere. Their
+    steps are counted from here, for the rest of the run.
+
+    Args:
+        updater: whose settings they follow.
+        trainer: in the fit.
+        pl_module: its model.
+        names: of the parameters.
+        begun: optimizer steps that the run had taken by then.
+        state: of this engine, from a checkpoint.
+
+    Raises:
+        ValueError: on whatever :class:`Sparsifier` refuses.
+    """
+    total, epoch = horizon(trainer)
+    density, algorithm = updater.density_wanted, chosen(updater)
+    if isinstance(density, Mapping):
+        density = {glob: share for glob, share in density.items() if any(matches(name, [glob]) for name in names)}
+    return Sparsifier(
+        pl_module,
+        algorithm,
+        density,
+        optimizers=trainer.optimizers,
+        allocation=updater.allocation,
+        pattern=updater.pattern,
+        init="magnitude",
+        include=[escape(name) for name in names],
+        seed=updater.seed,
+        total_steps=None if total is None else max(total - begun, 1),
+        epoch_steps=epoch,
+        state=state,
+        batches=TrainerBatches(trainer, updater.seed),
+        loss=TrainerLoss(trainer),
+        example_inputs=example_inputs(trainer, pl_module, updater.seed)
+        if algorithm.asks == "inputs" and not state
+        else None,
+    )
 
 
 def _check_others(updater: "MaskUpdater", trainer: Any, pl_module: Any) -> None:

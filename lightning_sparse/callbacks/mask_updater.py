@@ -1,27 +1,26 @@
 """Sparse training as one callback."""
 
 import weakref
+from dataclasses import replace
 from typing import Any, Literal
 
 from lightning_sparse.callbacks.arguments import problems
-from lightning_sparse.callbacks.base import (
-    Callback,
-    without_model,
-)
+from lightning_sparse.callbacks.base import Callback, without_model
 from lightning_sparse.callbacks.engine import build, chosen
 from lightning_sparse.callbacks.learning_rate import LearningRate
 from lightning_sparse.callbacks.monitors import reset_monitors, warn_of_dense_best
-from lightning_sparse.callbacks.notices import warn
+from lightning_sparse.callbacks.notices import Unstepped, warn, warn_of_time
 from lightning_sparse.callbacks.run import (
     follow_averages,
     gather_random_states,
     horizon,
     refuse_strategy,
     restore_random_states,
-)
+)  # fmt: skip
+from lightning_sparse.callbacks.torn import FileCheck
+from lightning_sparse.callbacks.unfrozen import Unfrozen, all_saved_masks
 from lightning_sparse.core.algorithm import Algorithm, Masks
 from lightning_sparse.core.allocation import AllocationName
-from lightning_sparse.core.checkpoint import saved_masks
 from lightning_sparse.core.errors import raise_problems
 from lightning_sparse.core.param import Init
 from lightning_sparse.core.patterns import Pattern
@@ -42,7 +41,8 @@ class MaskUpdater(Callback):
     Weights outside the masks are zero in every forward pass; masks move after optimizer steps as the algorithm says.
     ``state_dict`` keeps the dense model's keys and shapes, so a checkpoint loads without this package. Masks, counters
     and random states are in the callback's own state: a run that is resumed goes on bit for bit (not from inside a
-    window of accumulated batches, whose gradients no checkpoint holds).
+    window of accumulated batches, whose gradients no checkpoint holds). Layers that are frozen at first become sparse
+    when they become trainable: at the same density among themselves, the largest of their weights live.
 
     Args:
         algorithm: a name ("static", "rigl", "gmp", "snip", "str" ...), or an object such as ``RigL(every=200)``.
@@ -103,25 +103,31 @@ class MaskUpdater(Callback):
         self._updates = self._rewinds = 0
         self._begun_anew = False  # whether monitors were reset
         self._rates = LearningRate()
+        self._unfrozen = Unfrozen()
+        self._unstepped = Unstepped()
         self._failed = False
+        self._file = FileCheck()
 
     # What a user reads ---------------------------------------------------------------------------------------------
 
     @property
     def masks(self) -> Masks:
         """Bool masks by parameter name, True where a weight lives; empty before the first fit."""
-        return self.sparsifier.masks if self.sparsifier else saved_masks(self._pending or self._carried)
+        if self.sparsifier:
+            return {name: mask for engine in self.engines for name, mask in engine.masks.items()}
+        return all_saved_masks(self._pending or self._carried)
+
+    @property
+    def engines(self) -> list[Sparsifier]:
+        """The engine, and one for each group of layers that were unfrozen later; empty before the first fit."""
+        return [self.sparsifier, *self._unfrozen.engines] if self.sparsifier else []
 
     def densities(self) -> dict[str, float]:
         """Live share of each sparse layer."""
         return {name: float(mask.float().mean()) for name, mask in self.masks.items()}
 
     def density(self) -> float:
-        """Live share over all sparse layers.
-
-        Raises:
-            RuntimeError: before the first fit.
-        """
+        """Live share over all sparse layers; a RuntimeError before the first fit."""
         masks = self.masks
         if not masks:
             raise RuntimeError(f"{self.name} has no masks: they are made when fit starts, and stay in spawned workers")
@@ -129,14 +135,11 @@ class MaskUpdater(Callback):
 
     @property
     def plan(self) -> Plan:
-        """The table of layers and densities.
-
-        Raises:
-            RuntimeError: before the first fit; :func:`lightning_sparse.plan` makes one at any time.
-        """
+        """The table of layers and densities; a RuntimeError before the first fit (see :func:`plan`)."""
         if self.sparsifier is None:
             raise RuntimeError(f"{self.name} has no plan before fit; lightning_sparse.plan(model, density) makes one")
-        return self.sparsifier.plan
+        plan = self.sparsifier.plan
+        return replace(plan, layers=tuple(row for engine in self.engines for row in engine.plan.layers))
 
     # Lightning's hooks ---------------------------------------------------------------------------------------------
 
@@ -147,8 +150,9 @@ class MaskUpdater(Callback):
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Refuse early what cannot work."""
+        self._file.begin()
         if stage == "fit":
-            refuse_strategy(trainer, "MaskUpdater")
+            refuse_strategy(trainer, "MaskUpdater", shares=True)
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Make or restore the masks, zero weights, follow the optimizers.
@@ -157,6 +161,7 @@ class MaskUpdater(Callback):
         not come this far.
         """
         self._failed = False
+        self._file.look(trainer)  # a checkpoint whose broken part is the list of callbacks gets here
         rng = self._pending.pop("rng", None)
         if trainer.ckpt_path is None:  # what test(ckpt_path=...) loaded is for the model that it was loaded into
             rng = None
@@ -164,68 +169,82 @@ class MaskUpdater(Callback):
                 self._pending = {}
         self._prepare(trainer, pl_module)
         assert self.sparsifier is not None
-        for optimizer in trainer.optimizers:
-            self.sparsifier.attach(optimizer)
+        for engine in self.engines:
+            for optimizer in trainer.optimizers:
+                engine.attach(optimizer)
+        self._unfrozen.start(pl_module)
         warn(self.name, self.sparsifier, horizon(trainer)[0])
+        warn_of_time(self.name, trainer, self.sparsifier, chosen(self))
+        self._unstepped.start(trainer, self.engines)
         if not self.reset_monitors:
             warn_of_dense_best(self.name, trainer, self.sparsifier)
-        follow_averages(trainer, self.sparsifier)
-        self._updates = self.sparsifier.updates
+        follow_averages(trainer, *self.engines)
+        self._updates = self._moves
         if rng is not None and self.restore_rng and trainer.global_step > 0:
             restore_random_states(trainer, rng)
 
+    def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
+        """Say so when a parameter was replaced by one that no optimizer has."""
+        self._unstepped.look(self.name, trainer, self.engines)
+
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
-        """Forget what was staged for a step that a gradient scaler skipped."""
+        """Forget what was staged for a step that a gradient scaler skipped; take in layers that were unfrozen."""
         if self.sparsifier:
-            self.sparsifier.discard()
-            self.sparsifier.sample()
+            self._unfrozen.join(self, trainer, pl_module, self.sparsifier.steps)
+            for engine in self.engines:
+                engine.discard()
+                engine.sample()
             self._rewind_rates(trainer)
             if self.sparsifier.algorithm.rewind_step == self.sparsifier.steps:  # after what listens to validation
                 self._rates.save(trainer)
 
     def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
         """Gradients are accumulated, averaged and unscaled, and not yet clipped."""
-        if self.sparsifier:
-            self.sparsifier.stage(optimizer)
+        for engine in self.engines:
+            engine.stage(optimizer)
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Moving averages of the model follow when masks have moved."""
-        if self.sparsifier and self.sparsifier.updates != self._updates:
-            self._updates = self.sparsifier.updates
-            follow_averages(trainer, self.sparsifier)
-            if self.reset_monitors and not self._begun_anew and self.sparsifier.settled():
+        if self.sparsifier and self._moves != self._updates:
+            self._updates = self._moves
+            follow_averages(trainer, *self.engines)
+            if self.reset_monitors and not self._begun_anew and all(engine.settled() for engine in self.engines):
                 self._begun_anew = True
                 reset_monitors(self.name, trainer)
 
     def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
         """Nothing that validation reads, or swaps for an average, is a sample."""
-        if self.sparsifier:
-            self.sparsifier.rest()
+        for engine in self.engines:
+            engine.rest()
 
     def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Let go of the optimizers; masks stay, for a next fit."""
-        if self.sparsifier:
-            self.sparsifier.detach()
+        for engine in self.engines:
+            engine.detach()
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
         """Let go: ``teardown`` is not called after errors."""
         self._failed, self._pending = True, {}
-        if self.sparsifier:
-            self.sparsifier.detach()
+        self._file.explain(trainer, exception)
+        for engine in self.engines:
+            engine.detach()
 
     def state_dict(self) -> dict[str, Any]:
         """Masks, counters, the algorithm's state and the random states."""
         if self.sparsifier is None:
             return self._pending or self._carried
         run = {"begun_anew": self._begun_anew, "rewinds": self._rewinds, "rates": self._rates.saved}
-        return {**self.sparsifier.state_dict(), "run": run, "rng": gather_random_states(alone=self._failed)}
+        rng = gather_random_states(alone=self._failed)
+        return {**self.sparsifier.state_dict(), **self._unfrozen.state_dict(), "run": run, "rng": rng}
 
     def on_load_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
         """``test(ckpt_path=...)`` after a fit has put other weights into the model: their masks come with them."""
+        self._file.look(trainer)
         self._loaded = weakref.ref(pl_module)
         state = checkpoint.get("callbacks", {}).get(self.state_key)
         if trainer.state.fn != "fit" and state and self.sparsifier and _is(self._model, pl_module):
             self.sparsifier.adopt(state)
+            self._unfrozen.adopt(state.get("later", ()))
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Keep a checkpoint's state until a fit starts: there is nothing to apply it to yet."""
@@ -233,10 +252,15 @@ class MaskUpdater(Callback):
 
     def __getstate__(self) -> dict[str, Any]:
         """Pickle and deepcopy without the model: masks travel as saved state."""
-        carried = self.sparsifier.state_dict() if self.sparsifier else self._carried
-        return {**without_model(self), "sparsifier": None, "_model": None, "_loaded": None, "_carried": carried}
+        masks = {**self.sparsifier.state_dict(), **self._unfrozen.state_dict()} if self.sparsifier else self._carried
+        gone = {"sparsifier": None, "_model": None, "_loaded": None, "_unfrozen": Unfrozen()}
+        return {**without_model(self), **gone, "_carried": masks}
 
     # How -----------------------------------------------------------------------------------------------------------
+
+    @property
+    def _moves(self) -> int:
+        return sum(engine.updates for engine in self.engines)
 
     def _prepare(self, trainer: Any, pl_module: Any) -> None:
         """An engine for this model and this run: from a checkpoint, from the fit before, or new."""
@@ -245,13 +269,17 @@ class MaskUpdater(Callback):
         if new or trainer.global_step == 0:
             self._rates.load(run.get("rates", {}))
         if self.sparsifier is None or new:
-            self.sparsifier = build(self, trainer, pl_module, self._pending or self._carried)
+            state = self._pending or self._carried
+            self.sparsifier = build(self, trainer, pl_module, state)
+            self._unfrozen.restore(self, trainer, pl_module, state.get("later", ()))
             self._model = weakref.ref(pl_module)
         else:  # another run with the masks of the last one; a Trainer that goes on counts on
             algorithm = chosen(self).planned(*horizon(trainer))
             self.sparsifier.restart(algorithm, 0 if trainer.global_step == 0 else self.sparsifier.steps)
+            self._unfrozen.restart(self, trainer)
         if new or trainer.global_step == 0:  # where nothing falls any more there is nothing to forget either
-            self._begun_anew = run.get("begun_anew", False) or (not run and self.sparsifier.settled())
+            fell = all(engine.settled() for engine in self.engines)
+            self._begun_anew = run.get("begun_anew", False) or (not run and fell)
         self._rewinds = run.get("rewinds", self.sparsifier.rewinds)
         self._pending, self._carried = {}, {}
 

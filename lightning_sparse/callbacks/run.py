@@ -12,21 +12,27 @@ from lightning_sparse.core.sparsifier import Sparsifier
 _REFUSED = {
     "FSDPStrategy": "it flattens and shards parameters",
     "DeepSpeedStrategy": "it steps hidden copies of the weights",
-    "ModelParallelStrategy": "distributed tensors are not supported yet",
 }
+_SHARED = {"ModelParallelStrategy": "it cannot work on parameters that processes share"}
 
 
-def refuse_strategy(trainer: Any, callback: str) -> None:
-    """Stop before training starts under a strategy that cannot keep weights sparse.
+def refuse_strategy(trainer: Any, callback: str, shares: bool = False) -> None:
+    """Stop before training starts under a strategy that the callback cannot work with.
+
+    Args:
+        trainer: about to train.
+        callback: its name.
+        shares: whether it can work on parameters that processes share (FSDP2, tensor parallel).
 
     Raises:
         MisconfigurationException: with the way out.
     """
+    refused, way_out = (_REFUSED, ", ModelParallelStrategy (FSDP2)") if shares else (_REFUSED | _SHARED, "")
     for kind in type(trainer.strategy).__mro__:
-        if kind.__name__ in _REFUSED:
+        if kind.__name__ in refused:
             raise MisconfigurationException(
-                f"{callback} does not work with {kind.__name__}: {_REFUSED[kind.__name__]}. "
-                'Use Trainer(strategy="ddp") or a single device.'
+                f"{callback} does not work with {kind.__name__}: {refused[kind.__name__]}. "
+                f'Use Trainer(strategy="ddp"){way_out} or a single device.'
             )
 
 
@@ -73,8 +79,9 @@ def restore_random_states(trainer: Any, states: list[dict[str, Any]]) -> None:
         iter(fetcher)
 
 
-def follow_averages(trainer: Any, sparsifier: Sparsifier) -> None:
+def follow_averages(trainer: Any, *sparsifiers: Sparsifier) -> None:
     """Mask the moving averages of WeightAveraging and StochasticWeightAveraging, found by what they carry."""
     for callback in trainer.callbacks:
         if isinstance(shadow := getattr(callback, "_average_model", None), torch.nn.Module):
-            sparsifier.shadow(shadow)
+            for sparsifier in sparsifiers:
+                sparsifier.shadow(shadow)

@@ -165,7 +165,7 @@ def _by_remainder(counts: Sequence[int], exact: Sequence[Fraction], units: Seque
 
 def _fill(shares: Sequence[float], total: int, lower: Sequence[int], upper: Sequence[int]) -> list[Fraction]:
     """Numbers proportional to ``shares`` inside the bounds that sum to ``total``: what overflows is shared on."""
-    parts = [Fraction(share) for share in shares]
+    parts = [Fraction(float(share)) for share in shares]  # numpy's numbers too
     fixed: dict[int, Fraction] = {}
     while True:
         free = [i for i in range(len(parts)) if i not in fixed]

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from lightning_sparse.core.allocation import ALLOCATIONS, AllocationName, deal, least_density
+from lightning_sparse.core.arguments import allocation_problems, density_problems
 from lightning_sparse.core.errors import raise_problems
 from lightning_sparse.core.patterns import Pattern, seen
 from lightning_sparse.core.select import Target, matches
@@ -64,12 +65,12 @@ def fitting(chosen: Sequence[Target], pattern: Pattern) -> tuple[list[Target], s
 
 
 def _problems(chosen: Sequence[Target], density: Density, allocation: str, pattern: Pattern) -> list[str]:
+    problems = density_problems(density) + allocation_problems(allocation)
+    if isinstance(density, Mapping) and not (density and all(isinstance(glob, str) for glob in density)):
+        return problems
     values = list(density.values()) if isinstance(density, Mapping) else [density]
-    problems = [f"density must be in (0, 1], got {value}" for value in values if not 0 < value <= 1]
-    if allocation not in ALLOCATIONS:
-        problems.append(f"unknown allocation {allocation!r}; there are {', '.join(ALLOCATIONS)}")
     fixed = pattern.fixed_density()
-    if fixed is not None and any(value != fixed for value in values):
+    if fixed is not None and not density_problems(density) and any(value != fixed for value in values):
         problems.append(f"{pattern} has density {fixed}, got {density}; leave density out, or take another pattern")
     names = [t.name for t in chosen]
     if not chosen:

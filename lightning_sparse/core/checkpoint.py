@@ -4,14 +4,27 @@ import warnings
 from collections.abc import Mapping, Set
 from typing import Any, NamedTuple
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from lightning_sparse.core.algorithm import Algorithm, Masks
-from lightning_sparse.core.errors import raise_problems
+from lightning_sparse.core.checksum import checksum
+from lightning_sparse.core.errors import collecting, raise_problems
 from lightning_sparse.core.masks import pack_bits, unpack_bits
 from lightning_sparse.core.param import SparseParam
+from lightning_sparse.core.rewind import Rewinder
 
 VERSION = 1
+_TORN = "the checkpoint's masks are torn"
+_SUMMED = ("version", "algorithm", "updates", "params")
+_ROW: dict[str, type] = {
+    "shape": list,
+    "target": int,
+    "live": int,
+    "mask": Tensor,
+    "steps": int,
+    "overdue": bool,
+    "state": dict,
+}
 
 
 class Saved(NamedTuple):
@@ -30,7 +43,7 @@ def pack(
     params: Mapping[str, SparseParam], algorithm: Algorithm, steps: Mapping[str, int], overdue: Set[str], updates: int
 ) -> dict[str, Any]:
     """Everything needed to go on; loads with ``weights_only=True``. Masks take one bit a weight."""
-    return {
+    state = {
         "version": VERSION,
         "algorithm": type(algorithm).__name__,
         "updates": updates,
@@ -48,10 +61,11 @@ def pack(
             for name, p in params.items()
         },
     }
+    return {**state, "checksum": _checksum(state)}
 
 
 def unpack(state: Mapping[str, Any], params: Mapping[str, SparseParam], algorithm: Algorithm) -> Saved:
-    """Read what :func:`pack` wrote, after checking that it fits.
+    """Read what :func:`pack` wrote, after checking that it fits; nothing is changed.
 
     Raises:
         ValueError: if it was written for other layers, shapes or densities, by another version, or is torn.
@@ -59,17 +73,14 @@ def unpack(state: Mapping[str, Any], params: Mapping[str, SparseParam], algorith
     if state.get("version") != VERSION or not isinstance(state.get("params"), Mapping):
         raise ValueError(f"cannot read a mask state of version {state.get('version')!r}; this is version {VERSION}")
     rows = state["params"]
+    raise_problems(_gaps(state), _TORN)
     raise_problems(_misfits(rows, params), "the checkpoint's masks do not fit this model")
-    masks: Masks = {}
-    problems: list[str] = []
-    misfits: list[str] = []
-    for name, row in rows.items():
-        masks[name] = unpack_bits(row["mask"], row["shape"]).to(params[name].mask.device)
-        if (live := int(masks[name].count_nonzero())) != row["live"]:
-            problems.append(f"{name}: the mask has {live} live weights, {row['live']} were saved")
-        if not params[name].holds(masks[name]):
-            misfits.append(f"{name}: its mask is not {params[name].pattern}; use the pattern it was trained with")
-    raise_problems(problems, "the checkpoint's masks are torn")
+    masks = _masks(state)
+    misfits = [
+        f"{name}: its mask is not {p.pattern}; use the pattern it was trained with"
+        for name, p in params.items()
+        if not p.holds(masks[name].to(p.mask.device))
+    ]
     raise_problems(misfits, "the checkpoint's masks do not fit this pattern")
     live, target = sum(row["live"] for row in rows.values()), sum(p.target for p in params.values())
     if state["algorithm"] != type(algorithm).__name__:
@@ -80,15 +91,67 @@ def unpack(state: Mapping[str, Any], params: Mapping[str, SparseParam], algorith
             )
         text = f"the masks were trained by {state['algorithm']}, {type(algorithm).__name__} goes on with them"
         warnings.warn(text, stacklevel=4)
+    steps = {name: row["steps"] for name, row in rows.items()}
+    Rewinder(nn.Module()).load_state_dict(state.get("rewinder", {}), algorithm, steps)  # refused now, if at all
     return Saved(
-        masks,
-        {name: row["steps"] for name, row in rows.items()},
+        {name: mask.to(params[name].mask.device) for name, mask in masks.items()},
+        steps,
         frozenset(name for name, row in rows.items() if row["overdue"]),
         state["updates"],
         {name: row["state"] for name, row in rows.items()},
         {name: row.get("latent") for name, row in rows.items()},
         {name: row["target"] for name, row in rows.items()},
     )
+
+
+def _checksum(state: Mapping[str, Any]) -> int:
+    return checksum({key: state[key] for key in _SUMMED})
+
+
+def _gaps(state: Mapping[str, Any]) -> list[str]:
+    """What is missing, or not of its type."""
+    expected: dict[str, type] = {"algorithm": str, "updates": int, "checksum": int}
+    problems = [_gap("the state", state, key, kind) for key, kind in expected.items()]
+    for name, row in state["params"].items():
+        if not isinstance(row, Mapping):
+            problems.append(f"{name} is a {type(row).__name__}, not a dict")
+            continue
+        problems += [_gap(name, row, key, kind) for key, kind in _ROW.items()]
+        learned = row.get("state")
+        if isinstance(learned, dict):
+            problems += [_gap(f"{name}.state", learned, key, Tensor) for key in learned]
+        if "latent" in row:
+            problems.append(_gap(name, row, "latent", Tensor))
+    return [problem for problem in problems if problem]
+
+
+def _gap(where: str, row: Mapping[str, Any], key: str, kind: type) -> str:
+    if key not in row:
+        return f"{where} has no {key}"
+    fits = isinstance(row[key], kind)
+    return "" if fits else f"{where}: {key} is a {type(row[key]).__name__}, not a {kind.__name__}"
+
+
+def _masks(state: Mapping[str, Any]) -> Masks:
+    """The masks, on the CPU, when nothing in the state has changed since it was packed.
+
+    Raises:
+        ValueError: with all that is wrong.
+    """
+    masks: Masks = {}
+    problems: list[str] = []
+    for name, row in state["params"].items():
+        with collecting(problems):
+            masks[name] = unpack_bits(row["mask"], row["shape"])
+            if (live := int(masks[name].count_nonzero())) != row["live"]:
+                problems.append(f"{name}: the mask has {live} live weights, {row['live']} were saved")
+        latent = row.get("latent")
+        if latent is not None and list(latent.shape) != list(row["shape"]):
+            problems.append(f"{name}: its latent weight has shape {list(latent.shape)}, the mask {row['shape']}")
+    if not problems and _checksum(state) != state["checksum"]:
+        problems.append("numbers or tensors changed since they were saved; go on from another checkpoint")
+    raise_problems(problems, _TORN)
+    return masks
 
 
 def _misfits(rows: Mapping[str, Any], params: Mapping[str, SparseParam]) -> list[str]:

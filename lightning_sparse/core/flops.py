@@ -50,7 +50,11 @@ class FlopCounter:
 
     def __init__(self, model: nn.Module) -> None:
         self.flops: Costs = {}
-        self._names = {id(target.weight): target.name for target, _ in targets(model)}  # tied weights have one name
+        names = {id(target.weight): target.name for target, _ in targets(model)}  # tied weights have one name
+        # by place: FSDP2 has another tensor there during a forward pass
+        self._names = {
+            (id(m), a): names[id(w)] for m in model.modules() for a, w in m._parameters.items() if w is not None
+        }
         self._handles = []
         for module in model.modules():
             if (rule := _rule(module)) is not None:
@@ -59,10 +63,9 @@ class FlopCounter:
     def _hook(self, rule: "_Rule") -> Callable[[nn.Module, Any, Any, Any], None]:
         def count(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
             for attribute, flops in rule(module, args, kwargs, output).items():
-                weight = module
-                for part in attribute.split("."):
-                    weight = getattr(weight, part)
-                if (name := self._names.get(id(weight))) is not None:  # a parametrized weight is no parameter
+                *path, last = attribute.split(".")
+                owner = module.get_submodule(".".join(path))
+                if (name := self._names.get((id(owner), last))) is not None:  # a parametrized weight is no parameter
                     self.flops[name] = self.flops.get(name, 0.0) + flops
 
         return count

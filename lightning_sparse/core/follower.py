@@ -13,6 +13,8 @@ from lightning_sparse.core.latent import Latent, catch_up, latents, learn, settl
 from lightning_sparse.core.masks import clear
 from lightning_sparse.core.optstate import ZeroGuard, carry_state, forget, sweep
 from lightning_sparse.core.param import SparseParam
+from lightning_sparse.core.patience import Patience
+from lightning_sparse.core.sharded import agree, is_sharded, local, shard_like
 from lightning_sparse.core.swap import Swap
 
 _WIDE = {torch.float16: torch.float32, torch.bfloat16: torch.float32}
@@ -47,6 +49,7 @@ class Follower:
         self.params, self._size = owned(optimizer), _size(optimizer)
         self.algorithm, self.steps, self.overdue = algorithm, steps, overdue
         self._staged = self._replaced = False
+        self._patience = Patience()
         self._masked: dict[str, tuple[Tensor, int]] = {}  # gradients that were masked, and their version then
         self._guard, self._swap = ZeroGuard(), Swap(algorithm)
         self._hooks = StepHooks(optimizer, self._open, self._before, self.commit)
@@ -94,7 +97,7 @@ class Follower:
         if self._needs_gradient(step):
             self._keep_gradients()
         self._staged = True
-        if self.algorithm.replace_step and self._due(step):
+        if self.algorithm.replace_step and self._due(step) and any(p.target < p.size for p in self.params):
             self._replaced = self._update(step)
         self._mask_gradients()
 
@@ -172,13 +175,13 @@ class Follower:
     def _is_masked(self, p: SparseParam) -> bool:
         """Whether this gradient was masked already, and nothing was added since."""
         masked, version = self._masked.get(p.name, (None, 0))
-        return masked is not None and masked is p.place.weight.grad and masked._version == version
+        return masked is not None and masked is p.place.weight.grad and local(masked)._version == version
 
     def _mask_gradients(self) -> None:
         todo = [p for p in self.params if p.place.weight.grad is not None and not self._is_masked(p)]
         gradients = [p.place.weight.grad for p in todo if p.place.weight.grad is not None]
-        clear(gradients, [p.bits for p in todo])
-        self._masked |= {p.name: (g, g._version) for p, g in zip(todo, gradients, strict=True)}
+        clear(gradients, [p.bits_for(g) for p, g in zip(todo, gradients, strict=True)])
+        self._masked |= {p.name: (g, local(g)._version) for p, g in zip(todo, gradients, strict=True)}
 
     def _keep_gradients(self) -> None:
         for p in self.params:
@@ -195,14 +198,17 @@ class Follower:
         if scale is not None:
             for p in self.params:
                 if p.dense_grad is not None:
-                    p.dense_grad.div_(scale)
+                    local(p.dense_grad).div_(scale)
 
     def _shown(self, step: int) -> list[SparseParam]:
-        """Parameters with a gradient, if all of these are finite; told what step it is."""
-        shown = [p for p in self.params if p.dense_grad is not None]
+        """Parameters with a gradient, if all of these are finite, on every process; told what step it is."""
+        held = [p.dense_grad for p in self.params]
+        finite = all(_finite(local(gradient)) for gradient in held if gradient is not None)
+        *there, finite = agree([*(g is not None for g in held), finite], [p.place.weight for p in self.params])
+        shown = [p for p, is_there in zip(self.params, there, strict=True) if is_there]
         for p in shown:
             p.step = step
-        return shown if all(_finite(p.dense_grad) for p in shown) else []
+        return shown if finite else []
 
     def _observe(self, step: int) -> None:
         if self._latent:
@@ -224,6 +230,7 @@ class Follower:
         if self._needs_gradient(step) and not self._latent:
             params = self._shown(step)
             self.overdue = not params
+            self._patience.look(self.overdue, step, self.params)
             if self.overdue:
                 return False
             if self.algorithm.replace_step:
@@ -252,7 +259,7 @@ class Follower:
         survivors = p.mask & mask
         p.set_mask(mask)
         if p.latent is None:
-            p.place.weight.mul_(survivors)
+            local(p.place.weight).mul_(shard_like(survivors, p.place.weight))
             carry_state(self.optimizer, p, survivors)
         forget(self.optimizer)
 
@@ -266,15 +273,18 @@ def replaceable(algorithm: Algorithm, optimizer: Optimizer) -> None:
     """Refuse what cannot be.
 
     Raises:
-        ValueError: if the algorithm replaces steps and the optimizer is LBFGS, which has no single step to replace.
+        ValueError: if the optimizer is LBFGS, which has no single step that an algorithm could replace, and which
+            flattens weights, so that no processes can share them.
     """
+    if isinstance(optimizer, LBFGS) and any(is_sharded(w) for group in optimizer.param_groups for w in group["params"]):
+        raise ValueError("LBFGS flattens weights, which it cannot where processes share them; take another optimizer")
     if algorithm.replace_step and isinstance(optimizer, LBFGS):
         raise ValueError("replace_step=True cannot work with LBFGS: its step takes many gradients; leave it False")
 
 
-def _finite(gradient: Tensor | None) -> bool:
+def _finite(gradient: Tensor) -> bool:
     # a sum is ten times faster than a look at every entry; float16 would overflow in it
-    return gradient is not None and bool(torch.isfinite(gradient.sum(dtype=_WIDE.get(gradient.dtype))))
+    return bool(torch.isfinite(gradient.sum(dtype=_WIDE.get(gradient.dtype))))
 
 
 def _size(optimizer: Optimizer) -> int:

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from lightning_sparse.core.sharded import local
+
 _SAMPLE = 1 << 15  # entries looked at to bracket the k-th largest score
 _SMALL = 1 << 17  # below this a plain selection is as fast as the bracket
 
@@ -135,7 +137,7 @@ def clear(tensors: Sequence[Tensor], bits: Sequence[Tensor]) -> None:
     """Set to exactly zero, in place, what the bits leave out, NaN and infinity too.
 
     "And" on the bits of floats: as fast as a product with floats, ten times faster than one with bools, and unlike
-    both it clears what is not finite.
+    both it clears what is not finite. Of tensors that are spread over processes, each clears what it holds.
 
     Example:
         >>> x, mask = torch.tensor([1.5, float("nan")]), torch.tensor([True, False])
@@ -144,7 +146,7 @@ def clear(tensors: Sequence[Tensor], bits: Sequence[Tensor]) -> None:
         [1.5, 0.0]
     """
     for tensor, keep in zip(tensors, bits, strict=True):
-        tensor.detach().view(keep.dtype).bitwise_and_(keep)
+        local(tensor).detach().view(keep.dtype).bitwise_and_(keep)
 
 
 def pack_bits(mask: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ from torch.optim import LBFGS, SGD, Adam, AdamW, Optimizer, RMSprop
 
 from lightning_sparse.core.masks import all_bits, clear
 from lightning_sparse.core.param import SparseParam
+from lightning_sparse.core.sharded import local, shard_like
 
 # Small, and still a normal float32 number after a hundred steps of decay; its root vanishes beside any eps.
 _TINY = 1e-36
@@ -26,7 +27,7 @@ def state_tensors(optimizer: Optimizer, weight: Tensor) -> Iterator[Tensor]:
 def mask_state(optimizer: Optimizer, weight: Tensor, keep: Tensor) -> None:
     """Zero the state where ``keep`` is False."""
     for value in state_tensors(optimizer, weight):
-        clear([value], [all_bits(keep, value.dtype)])
+        clear([value], [all_bits(shard_like(keep, value), value.dtype)])
 
 
 def carry_state(optimizer: Optimizer, p: SparseParam, survivors: Tensor) -> None:
@@ -94,7 +95,7 @@ class ZeroGuard:
             state = optimizer.state.get(weight, {})
             moments = [state[name] for name in _SECOND_MOMENTS if isinstance(state.get(name), Tensor)]
             fitting = [v for v in moments if v.shape == weight.shape and v.dtype == weight.dtype]
-            self._lifted += [(v, p.bits) for v in fitting]
+            self._lifted += [(local(v), p.bits) for v in fitting]
         if self._lifted:
             torch._foreach_add_([v for v, _ in self._lifted], _TINY)
 

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from lightning_sparse.core.masks import all_bits
 from lightning_sparse.core.patterns import Pattern, Unstructured, outputs_first, seen
-from lightning_sparse.core.select import TRANSPOSED, Target
+from lightning_sparse.core.select import Target, inputs_first
+from lightning_sparse.core.sharded import full, is_sharded, local, same_places, shard_like
 
 Init = Literal["random", "magnitude"]
 
@@ -63,17 +64,18 @@ class SparseParam:
         self.noisy = False  # whether the weight is a sample of what it stands for
         self.written = (-1, 0)  # version and place of the weight as the engine left it
         self.step = 0
-        self.live = self.size
-        self.mask = torch.ones_like(place.weight, dtype=torch.bool)
-        self.bits = all_bits(self.mask, place.weight.dtype)
+        self.set_mask(torch.ones(place.weight.shape, dtype=torch.bool))
         self._shape = seen(place)
         # a free pattern needs no order: ties then go by the index in the weight as it is stored
-        self._turns = isinstance(place.module, TRANSPOSED) and not isinstance(pattern, Unstructured)
+        self._turns = inputs_first(place.module) and not isinstance(pattern, Unstructured)
 
     @property
     def weight(self) -> Tensor:
-        """The weight as it is now; zero where the mask is False."""
-        return self.place.weight.detach()
+        """The weight as it is now; zero where the mask is False.
+
+        Whole, also where processes share it: then all of them must ask, here and for the gradient.
+        """
+        return full(self.place.weight.detach())
 
     @property
     def grad(self) -> Tensor:
@@ -84,7 +86,7 @@ class SparseParam:
         """
         if self.dense_grad is None:
             raise RuntimeError(f"{self.name}: no gradient at step {self.step}; needs_gradient() did not ask for it")
-        return self.dense_grad
+        return full(self.dense_grad)
 
     @property
     def unit(self) -> int:
@@ -133,7 +135,13 @@ class SparseParam:
     def fit(self) -> None:
         """Follow the weight to another device or dtype (the engine's business)."""
         weight = self.place.weight
-        if weight.device != self.mask.device or weight.dtype.itemsize != self.bits.dtype.itemsize:
+        if self._sharded and not is_sharded(weight):
+            raise RuntimeError(
+                f"{self.name} is gathered from its shards while an optimizer steps, which changes only these; call "
+                "reshard() on its FSDP module before the step (set_reshard_after_backward(False) leaves that to you)"
+            )
+        moved = weight.device != self.mask.device or local(weight).shape != self.bits.shape
+        if moved or weight.dtype.itemsize != self.bits.dtype.itemsize:
             self.set_mask(self.mask)
             if self.latent is not None:
                 self.latent = self.latent.to(weight)
@@ -144,7 +152,14 @@ class SparseParam:
         weight = self.place.weight
         self.mask = mask.to(weight.device)
         self.live = int(mask.count_nonzero())
-        self.bits = all_bits(self.mask, weight.dtype)
+        self.bits = all_bits(shard_like(self.mask, weight), weight.dtype)
+        self._sharded = is_sharded(weight)
+
+    def bits_for(self, tensor: Tensor) -> Tensor:
+        """The mask's bits for what this process holds of a gradient (the engine's business)."""
+        if same_places(tensor, self.place.weight):
+            return self.bits
+        return all_bits(shard_like(self.mask, tensor), tensor.dtype)
 
 
 def densities(params: Mapping[str, SparseParam]) -> dict[str, float]:

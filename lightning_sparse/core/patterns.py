@@ -9,13 +9,13 @@ from torch import Size, Tensor, nn
 
 from lightning_sparse.core.errors import raise_problems
 from lightning_sparse.core.masks import keep_top
-from lightning_sparse.core.select import TRANSPOSED, Target
+from lightning_sparse.core.select import TRANSPOSED, Target, inputs_first
 
 
 def outputs_first(tensor: Tensor, module: nn.Module) -> Tensor:
     """A weight of ``module`` with its outputs in dimension 0 and its inputs in dimension 1; its own inverse.
 
-    Only transposed convolutions store it otherwise, as (inputs, outputs / groups, ...).
+    Only transposed convolutions store it otherwise, as (inputs, outputs / groups, ...), and transformers' Conv1D.
 
     Example:
         >>> list(outputs_first(torch.zeros(6, 4, 3), nn.ConvTranspose1d(6, 8, 3, groups=2)).shape)
@@ -23,7 +23,7 @@ def outputs_first(tensor: Tensor, module: nn.Module) -> Tensor:
     """
     if isinstance(module, TRANSPOSED):
         return tensor.reshape(module.groups, -1, *tensor.shape[1:]).transpose(1, 2).flatten(0, 1)
-    return tensor
+    return tensor.t().contiguous() if inputs_first(module) else tensor
 
 
 def seen(target: Target) -> Size:

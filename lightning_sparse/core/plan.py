@@ -10,8 +10,10 @@ from torch import nn
 
 from lightning_sparse.core.algorithm import Algorithm
 from lightning_sparse.core.allocation import AllocationName
+from lightning_sparse.core.arguments import choice_problems, pattern_problems
 from lightning_sparse.core.budget import Density as Density
 from lightning_sparse.core.budget import budgets, fitting
+from lightning_sparse.core.errors import raise_problems
 from lightning_sparse.core.flops import Costs, count_flops
 from lightning_sparse.core.patterns import Pattern, Unstructured
 from lightning_sparse.core.select import Target, select
@@ -190,6 +192,7 @@ def plan(
         total               0.0500  11,910  238,200  23.8 k
         forward 23.8 kFLOPs a sample, 5.0% of dense; training 71.5 kFLOPs, 5.0%
     """
+    raise_problems(pattern_problems(pattern) + choice_problems(include, exclude), "plan")
     pattern = pattern or Unstructured()
     chosen, odd = fitting(select(model, include, exclude), pattern)
     wanted = density if density is not None else pattern.fixed_density() or 0.1

@@ -10,6 +10,7 @@ from torch.optim import Optimizer
 
 from lightning_sparse.core.algorithm import Algorithm
 from lightning_sparse.core.allocation import AllocationName
+from lightning_sparse.core.arguments import choice_problems, pattern_problems, start_problems
 from lightning_sparse.core.budget import fitting
 from lightning_sparse.core.errors import collecting, raise_problems
 from lightning_sparse.core.follower import replaceable
@@ -20,6 +21,8 @@ from lightning_sparse.core.patterns import Pattern, Unstructured
 from lightning_sparse.core.plan import Density, Plan, make_plan
 from lightning_sparse.core.probe import unprepared
 from lightning_sparse.core.select import Target, select
+from lightning_sparse.core.sharded import is_sharded
+from lightning_sparse.core.values import is_whole
 
 
 class Prepared(NamedTuple):
@@ -52,20 +55,26 @@ def prepare(
     Raises:
         ValueError: on all problems at once.
     """
-    if not isinstance(algorithm, Algorithm):
-        raise ValueError(f"Sparsifier: algorithm must be an object such as RigL(), got {algorithm!r}")
-    shared = allocation or ("uniform" if isinstance(density, Mapping) else algorithm.allocation)
+    lengths = {"total_steps": total_steps, "epoch_steps": epoch_steps}
+    unusable = _unusable(model, algorithm, lengths) + pattern_problems(pattern) + choice_problems(include, exclude)
+    raise_problems(unusable, "Sparsifier")  # with these nothing else can be looked at
+    own = "uniform" if isinstance(density, Mapping) else algorithm.allocation
+    shared = own if allocation is None else allocation
     if pattern is None:
         pattern = (algorithm.own_pattern if density is None else None) or Unstructured()
     free = density is None and isinstance(algorithm, Latent) and algorithm.outcome and not pattern.fixed_density()
     wanted = density if density is not None else 1.0 if free else pattern.fixed_density() or 0.1
     problems = _problems(algorithm, optimizers, init, shared, restored) + _unshaped(algorithm, pattern, free)
+    problems += start_problems(init, seed)
+    if isinstance(density, Mapping) and allocation is not None:
+        problems.append("a density for each glob leaves nothing to allocate; give allocation or globs, not both")
     if not restored and (lacks := unprepared(algorithm.asks, *data)):
         problems.append(f"{type(algorithm).__name__}: {lacks}")
     chosen: list[Target] = []
     odd = ""
     with collecting(problems):
         chosen, odd = fitting(select(model, include, exclude), pattern)
+        problems += _unshared(algorithm, chosen, restored)
     with collecting(problems):
         algorithm = algorithm.planned(total_steps, epoch_steps)
     with collecting(problems):
@@ -125,13 +134,34 @@ def _problems(
     for optimizer in optimizers:
         with collecting(found):
             replaceable(algorithm, unwrap(optimizer))
-    if init not in ("random", "magnitude"):
-        found.append(f"init must be 'random' or 'magnitude', got {init!r}")
     own = type(algorithm).init is not Algorithm.init or algorithm.asks != "nothing"
     ranks = init == "magnitude" or restored or own
     if allocation == "global" and not ranks:
         found.append("allocation='global' ranks weights over all layers: it needs init='magnitude'")
     return found
+
+
+def _unusable(model: object, algorithm: object, lengths: Mapping[str, object]) -> list[str]:
+    found = [] if isinstance(model, nn.Module) else [f"model must be a torch.nn.Module, got {model!r}"]
+    if not isinstance(algorithm, Algorithm):
+        found.append(f"algorithm must be an object such as RigL(), got {algorithm!r}")
+    wrong = {name: n for name, n in lengths.items() if n is not None and not (is_whole(n) and n >= 0)}  # type: ignore[operator]
+    return found + [f"{name} must be a number of optimizer steps, or None, got {n!r}" for name, n in wrong.items()]
+
+
+def _unshared(algorithm: Algorithm, chosen: Sequence[Target], restored: bool) -> list[str]:
+    """What an algorithm does that weights which processes share (FSDP2, tensor parallel) exclude."""
+    name, elsewhere = type(algorithm).__name__, "DDP or a single process"
+    if not any(is_sharded(target.weight) for target in chosen):
+        return []
+    if isinstance(algorithm, Latent):
+        return [f"{name} keeps latent weights, and here processes share the weights; train it under {elsewhere}"]
+    if algorithm.rewind_step is not None:
+        return [f"{name} cannot rewind weights that processes share; leave rewind=None, or train under {elsewhere}"]
+    if algorithm.asks != "nothing" and not restored:
+        text = f"{name} looks at a copy of the model, and weights that processes share cannot be copied; make its masks"
+        return [f"{text} under {elsewhere} and go on from that checkpoint here"]
+    return []
 
 
 def _unshaped(algorithm: Algorithm, pattern: Pattern, free: bool) -> list[str]:

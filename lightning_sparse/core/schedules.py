@@ -6,6 +6,7 @@ from bisect import bisect_right
 from dataclasses import dataclass
 
 from lightning_sparse.core.errors import raise_problems
+from lightning_sparse.core.values import mistyped
 
 
 class Schedule(ABC):
@@ -23,6 +24,10 @@ class Schedule(ABC):
     def at(self, share: float) -> float:
         """The value after ``share`` of the way, in [0, 1]."""
 
+    def reached(self) -> list[float]:
+        """Values on the way, ends included, by which to tell what the schedule comes to."""
+        return [self.at(share / 64) for share in range(65)]
+
 
 @dataclass(frozen=True)
 class ConstantSchedule(Schedule):
@@ -37,6 +42,10 @@ class ConstantSchedule(Schedule):
     """
 
     value: float
+
+    def __post_init__(self) -> None:
+        """Check what was given."""
+        raise_problems(mistyped(self), type(self).__name__)
 
     def at(self, share: float) -> float:
         """The value, whatever the share."""
@@ -59,6 +68,10 @@ class CosineSchedule(Schedule):
     start: float
     end: float = 0.0
 
+    def __post_init__(self) -> None:
+        """Check what was given."""
+        raise_problems(mistyped(self), type(self).__name__)
+
     def at(self, share: float) -> float:
         """``end + (start - end) / 2 * (1 + cos(pi * share))``."""
         return self.end + (self.start - self.end) / 2 * (1 + math.cos(math.pi * share))
@@ -80,6 +93,10 @@ class LinearSchedule(Schedule):
     start: float
     end: float = 0.0
 
+    def __post_init__(self) -> None:
+        """Check what was given."""
+        raise_problems(mistyped(self), type(self).__name__)
+
     def at(self, share: float) -> float:
         """``start + (end - start) * share``."""
         return self.start + (self.end - self.start) * share
@@ -100,6 +117,10 @@ class CubicSchedule(Schedule):
 
     start: float
     end: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Check what was given."""
+        raise_problems(mistyped(self), type(self).__name__)
 
     def at(self, share: float) -> float:
         """``end + (start - end) * (1 - share) ** 3``."""
@@ -125,6 +146,7 @@ class StagedSchedule(Schedule):
 
     def __post_init__(self) -> None:
         """Check what was given, all at once."""
+        raise_problems(mistyped(self), "StagedSchedule")
         problems = []
         if len(self.values) != len(self.until) + 1:
             problems.append(f"needs one value more than ends of stages, got values={self.values}, until={self.until}")
@@ -135,3 +157,7 @@ class StagedSchedule(Schedule):
     def at(self, share: float) -> float:
         """The value of the stage that ``share`` lies in."""
         return self.values[bisect_right(self.until, share)]
+
+    def reached(self) -> list[float]:
+        """The value of every stage, however short."""
+        return list(self.values)

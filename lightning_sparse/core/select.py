@@ -13,6 +13,7 @@ CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 _NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.LocalResponseNorm)
 _EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
+_WIDTHS = (("out_features", "in_features"), ("out_channels", "in_channels"))
 
 
 class Target(NamedTuple):
@@ -52,6 +53,37 @@ def targets(model: nn.Module) -> Iterator[tuple[Target, list[nn.Module]]]:
     yield from found.values()
 
 
+def inputs_first(module: nn.Module) -> bool:
+    """Whether weights are stored as (inputs, outputs, ...): transposed convolutions, the Conv1D of transformers.
+
+    Example:
+        >>> inputs_first(nn.Linear(3, 2)), inputs_first(nn.ConvTranspose1d(3, 2, 1))
+        (False, True)
+    """
+    return isinstance(module, TRANSPOSED) or _is_conv1d(module)
+
+
+def _is_conv1d(module: nn.Module) -> bool:
+    """GPT-2's linear layer: a weight of (inputs, outputs), whose number of outputs is ``nf``."""
+    weight = module._parameters.get("weight")
+    return type(module).__name__ == "Conv1D" and weight is not None and weight.shape[1:] == (getattr(module, "nf", 0),)
+
+
+def _is_linear(module: nn.Module) -> bool:
+    """A Linear, or a layer of another package that says of itself what a Linear does (torch_geometric has its own)."""
+    weight = module._parameters.get("weight")
+    if isinstance(module, nn.Linear) or weight is None:
+        return weight is not None
+    widths = [(getattr(module, outputs, 0), getattr(module, inputs, 0)) for outputs, inputs in _WIDTHS]
+    if isinstance(weight, nn.parameter.UninitializedParameter):
+        return any(outputs for outputs, _ in widths)
+    return tuple(weight.shape) in widths or _is_conv1d(module)
+
+
+def _has_sparse_gradients(module: nn.Module) -> bool:
+    return isinstance(module, _EMBEDDINGS) and module.sparse
+
+
 def _may_be_sparse(target: Target, owners: Sequence[nn.Module]) -> bool:
     if isinstance(owners[0], _NORMS) or target.attribute.startswith("bias"):  # attention's bias_k has three dimensions
         return False
@@ -66,7 +98,7 @@ def _is_default(target: Target, owners: Sequence[nn.Module]) -> bool:
     module = target.module
     if isinstance(module, CONVS + TRANSPOSED):
         return target.attribute == "weight" and not (module.groups > 1 and module.groups == module.in_channels)
-    if isinstance(module, nn.Linear):
+    if _is_linear(module):
         return target.attribute == "weight"
     return isinstance(module, nn.MultiheadAttention | nn.RNNBase | nn.RNNCellBase)
 
@@ -84,9 +116,9 @@ def matches(name: str, globs: Sequence[str]) -> bool:
 def select(model: nn.Module, include: Sequence[str] | None = None, exclude: Sequence[str] = ()) -> list[Target]:
     """The parameters to make sparse, in the order of the model.
 
-    Without ``include``: weights of Linear, convolutions (not depthwise), transposed convolutions, attention
-    projections and recurrent layers. Never biases and norms; embeddings (and heads tied to one) only when ``include``
-    names them. Frozen parameters stay as they are.
+    Without ``include``: weights of Linear (also of torch_geometric's, and of the Conv1D of transformers), convolutions
+    (not depthwise), transposed convolutions, attention projections and recurrent layers. Never biases and norms;
+    embeddings (and heads tied to one) only when ``include`` names them. Frozen parameters stay as they are.
 
     Args:
         model: any module whose parameters exist.
@@ -94,7 +126,8 @@ def select(model: nn.Module, include: Sequence[str] | None = None, exclude: Sequ
         exclude: globs of what stays dense.
 
     Raises:
-        ValueError: on lazy or meta parameters, on a glob that fits nothing, or when nothing is left; all at once.
+        ValueError: on lazy or meta parameters, on embeddings with sparse gradients, on a glob that fits nothing, or
+            when nothing is left; all at once.
 
     Example:
         >>> net = nn.Sequential(nn.Linear(4, 3), nn.LayerNorm(3), nn.Linear(3, 2))
@@ -115,6 +148,12 @@ def select(model: nn.Module, include: Sequence[str] | None = None, exclude: Sequ
     problems += _not_ready(chosen)
     if not chosen and not problems:
         problems.append(f"nothing to make sparse; name weights with include=[...]; candidates: {names or 'none'}")
+    rows = {t.name for t, owners in possible if any(_has_sparse_gradients(owner) for owner in owners)}
+    if tables := [t.name for t in chosen if t.name in rows and t.weight.requires_grad]:
+        problems.append(
+            f"embeddings with sparse=True have gradients that no mask fits: {', '.join(tables)}; "
+            "build them with sparse=False, or leave them dense with exclude=[...]"
+        )
     if chosen and not problems and not (trained := [t for t in chosen if t.weight.requires_grad]):
         problems.append(f"every chosen weight is frozen (requires_grad=False): {', '.join(t.name for t in chosen)}")
     raise_problems(problems, "selecting weights")
@@ -140,6 +179,4 @@ def _not_ready(found: Sequence[Target]) -> list[str]:
         problems.append(f"lazy parameters have no shape yet: {', '.join(lazy)}; run one batch through the model first")
     if meta:
         problems.append(f"parameters on the meta device have no values: {', '.join(meta)}; materialise the model first")
-    if spread := [t.name for t in found if hasattr(t.weight, "device_mesh")]:
-        problems.append(f"distributed tensors are not supported yet: {', '.join(spread)}; train with DDP")
     return problems

@@ -22,6 +22,7 @@ from lightning_sparse.core.prepare import prepare, settle, settle_targets
 from lightning_sparse.core.probe import Loss, Probe, first_masks
 from lightning_sparse.core.rewind import Rewinder
 from lightning_sparse.core.select import clean
+from lightning_sparse.core.sharded import local, reshard, shard_like
 
 
 class Sparsifier:
@@ -33,8 +34,7 @@ class Sparsifier:
     Args:
         model: any module; parameters keep their names and identity.
         algorithm: which weights live, and when that changes.
-        density: live share of all chosen weights together, in (0, 1], or one for each glob over names; None takes the
-            pattern's own, else 0.1.
+        density: live share of all chosen weights, in (0, 1], or one for each glob; None: the pattern's own, else 0.1.
         optimizers: those to attach at once; each weight belongs to one of them at most.
         allocation: "uniform", "er", "erk" or "global"; None takes the algorithm's own.
         pattern: the shape that live weights may take.
@@ -93,6 +93,7 @@ class Sparsifier:
         example_inputs: Any = None,
     ) -> None:
         optimizers = list(optimizers)
+        reshard(model)
         prepared = prepare(
             model,
             algorithm,
@@ -165,6 +166,7 @@ class Sparsifier:
             TypeError: if it has no step hooks.
             ValueError: if it steps a weight that another attached optimizer steps too.
         """
+        reshard(self._model)
         self._followers.attach(optimizer)
         self._sample()
 
@@ -220,7 +222,7 @@ class Sparsifier:
         for name, weight in model.named_parameters():
             p = self.params.get(clean(name)) or self.params.get(clean(name).removeprefix("module."))
             if p is not None:
-                weight.masked_fill_(~p.mask.to(weight.device), 0.0)
+                local(weight).masked_fill_(~shard_like(p.mask.to(weight.device), weight), 0.0)
 
     def finalize(self) -> None:
         """Training is over: zero what is dead once more and let go. The model is plain, with zeros in its weights."""
@@ -240,6 +242,7 @@ class Sparsifier:
             ValueError: if it belongs to another model or density, or is torn; nothing is changed then.
         """
         saved = unpack(state, self.params, self.algorithm)
+        reshard(self._model)
         followed = self._followers.optimizers
         self.detach()
         self._followers.count_from(saved.steps, saved.overdue)
@@ -260,11 +263,7 @@ class Sparsifier:
             self.attach(optimizer)
 
     def adopt(self, state: Mapping[str, Any]) -> None:
-        """Take the masks of a saved state, with whose weights the model was loaded; steps go on being counted.
-
-        Raises:
-            ValueError: as :meth:`load_state_dict`.
-        """
+        """Take the masks of a saved state, with whose weights the model was loaded; errors as `load_state_dict`'s."""
         steps, attached = self._followers.steps, self._followers.optimizers
         self.load_state_dict(state)
         self.detach()
@@ -274,6 +273,7 @@ class Sparsifier:
 
     @torch.no_grad()
     def _zero(self) -> None:
+        reshard(self._model)
         zero(list(self.params.values()))
 
     def _count_update(self) -> None:

@@ -11,6 +11,7 @@ from torch.optim.optimizer import ParamsT
 
 from lightning_sparse.core.errors import raise_problems
 from lightning_sparse.core.masks import pack_bits
+from lightning_sparse.core.values import is_number
 from lightning_sparse.optim.places import Places
 
 Group = dict[str, Any]
@@ -181,8 +182,17 @@ def zeros(weight: Tensor) -> Tensor:
 
 
 def negative(options: Group, *names: str) -> list[str]:
-    """A sentence for each option of these names that is not a number from 0 on."""
-    return [f"{name} must be >= 0, got {options[name]}" for name in names if not options[name] >= 0]
+    """A sentence for each option of these names that is not a number from 0 on; a learning rate may be a tensor."""
+    given = {name: options[name] for name in names}
+    values = {n: v.item() if n == "lr" and isinstance(v, Tensor) and v.numel() == 1 else v for n, v in given.items()}
+    fine = {name for name, value in values.items() if is_number(value) and value >= 0}
+    return [f"{name} must be >= 0, got {value!r}" for name, value in given.items() if name not in fine]
+
+
+def no_flags(options: Group, *names: str) -> list[str]:
+    """A sentence for each option of these names that is not True or False."""
+    found = [name for name in names if not isinstance(options[name], bool)]
+    return [f"{name} must be True or False, got {options[name]!r}" for name in found]
 
 
 def _same(before: Places | None, bits: Tensor | None) -> bool:

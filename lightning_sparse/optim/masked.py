@@ -10,7 +10,8 @@ from torch.optim.adamw import adamw
 from torch.optim.optimizer import ParamsT
 from torch.optim.sgd import sgd
 
-from lightning_sparse.optim.base import Group, MaskedOptimizer, negative, zeros
+from lightning_sparse.core.values import is_number
+from lightning_sparse.optim.base import Group, MaskedOptimizer, negative, no_flags, zeros
 
 
 class MaskedSGD(MaskedOptimizer):
@@ -63,8 +64,10 @@ class MaskedSGD(MaskedOptimizer):
 
     def problems(self, options: Group) -> list[str]:
         """What is wrong with the options of a group, a sentence each."""
-        found = negative(options, "lr", "momentum", "weight_decay")
-        if options["nesterov"] and (options["momentum"] <= 0 or options["dampening"] != 0):
+        found = negative(options, "lr", "momentum", "weight_decay") + no_flags(options, "nesterov", "maximize")
+        if not is_number(options["dampening"]):
+            found.append(f"dampening must be a number, got {options['dampening']!r}")
+        if not found and options["nesterov"] and (options["momentum"] <= 0 or options["dampening"] != 0):
             found.append(
                 "nesterov=True needs a momentum above 0 and no dampening, got "
                 f"momentum={options['momentum']}, dampening={options['dampening']}"
@@ -152,9 +155,11 @@ class MaskedAdam(MaskedOptimizer):
 
     def problems(self, options: Group) -> list[str]:
         """What is wrong with the options of a group, a sentence each."""
-        found = negative(options, "lr", "eps", "weight_decay")
-        if len(options["betas"]) != 2 or not all(0 <= beta < 1 for beta in options["betas"]):
-            found.append(f"betas must be two numbers in [0, 1), got {options['betas']}")
+        found = negative(options, "lr", "eps", "weight_decay") + no_flags(options, "amsgrad", "maximize")
+        betas = options["betas"]
+        pair = isinstance(betas, list | tuple) and len(betas) == 2
+        if not pair or not all(is_number(beta) and 0 <= beta < 1 for beta in betas):
+            found.append(f"betas must be two numbers in [0, 1), got {betas!r}")
         return found
 
     def update(self, group: Group, params: Sequence[Tensor], weights: list[Tensor], gradients: list[Tensor]) -> None:

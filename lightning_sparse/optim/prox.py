@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
+from lightning_sparse.core.values import is_number
 from lightning_sparse.optim.base import Group, MaskedOptimizer, negative
 from lightning_sparse.optim.masked import MaskedSGD
 
@@ -125,11 +126,12 @@ class ProxSGD(MaskedSGD):
     def problems(self, options: Group) -> list[str]:
         """What is wrong with the options of a group, a sentence each."""
         found = super().problems(options) + negative(options, "l1")
-        found += [f"momentum must be below 1, got {options['momentum']}"] if options["momentum"] >= 1 else []
-        if not 0 <= options["dampening"] < 1:
-            found.append(f"dampening must be in [0, 1), got {options['dampening']}")
-        if options["groups"] not in ("none", "rows"):
-            found.append(f"groups must be 'none' or 'rows', got {options['groups']!r}")
+        momentum, dampening, groups = options["momentum"], options["dampening"], options["groups"]
+        found += [f"momentum must be below 1, got {momentum}"] if is_number(momentum) and momentum >= 1 else []
+        if is_number(dampening) and not 0 <= dampening < 1:
+            found.append(f"dampening must be in [0, 1), got {dampening}")
+        if not isinstance(groups, str) or groups not in ("none", "rows"):
+            found.append(f"groups must be 'none' or 'rows', got {groups!r}")
         return found
 
     def update(self, group: Group, params: Sequence[Tensor], weights: list[Tensor], gradients: list[Tensor]) -> None:

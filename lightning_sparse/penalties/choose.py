@@ -7,7 +7,9 @@ from typing import Any, Literal
 from torch import Tensor, nn
 
 from lightning_sparse.core.errors import raise_problems
-from lightning_sparse.core.select import TRANSPOSED, Target, clean, matches, select, targets
+from lightning_sparse.core.select import TRANSPOSED, Target, clean, inputs_first, matches, select, targets
+from lightning_sparse.core.sharded import is_sharded
+from lightning_sparse.core.values import wrong_globs
 from lightning_sparse.penalties.base import Penalty
 from lightning_sparse.penalties.formulas import PENALTIES
 from lightning_sparse.penalties.strength import strength_problems
@@ -31,13 +33,13 @@ def argument_problems(
         ['Hoyer() has no proximal operator; leave proximal=False, or take l1, elastic or group_lasso']
     """
     found = strength_problems(strength)
-    if on not in ("weights", "gammas", "activations"):
+    if not isinstance(on, str) or on not in ("weights", "gammas", "activations"):
         found.append(f"on must be 'weights', 'gammas' or 'activations', got {on!r}")
     if proximal and on == "activations":
         found.append("proximal=True moves weights, not activations; leave proximal=False")
-    for name, globs in (("include", () if include is None else include), ("exclude", exclude)):
-        if not isinstance(globs, list | tuple) or not all(isinstance(glob, str) for glob in globs):
-            found.append(f"{name} must be a list of globs, got {globs!r}")
+    found += wrong_globs("include", () if include is None else include) + wrong_globs("exclude", exclude)
+    if not isinstance(proximal, bool):
+        return [*found, f"proximal must be True or False, got {proximal!r}"]
     if not isinstance(penalty, Penalty):
         return [
             *found,
@@ -59,7 +61,10 @@ def chosen_weights(
         ValueError: as :func:`~lightning_sparse.core.select.select`, or if the penalty does not fit what was asked for.
     """
     found, odd = [], []
-    for target in select(model, include, exclude):
+    possible = select(model, include, exclude)
+    if spread := [t.name for t in possible if is_sharded(t.weight)]:
+        raise ValueError(f"penalties on weights that processes share are not supported: {', '.join(spread)}; use DDP")
+    for target in possible:
         if problem := _unfit(penalty, target):
             odd.append(f"{target.name}: {problem}")
         else:
@@ -108,7 +113,7 @@ def chosen_activations(model: nn.Module, include: Sequence[str] | None, exclude:
 def outputs_first(target: Target, tensor: Tensor) -> Tensor:
     """A view of the weight or its gradient with outputs in dimension 0 (transposed convolutions have inputs there)."""
     module = target.module
-    return tensor.transpose(0, 1) if isinstance(module, TRANSPOSED) and module.groups == 1 else tensor
+    return tensor.transpose(0, 1) if inputs_first(module) and getattr(module, "groups", 1) == 1 else tensor
 
 
 def _unfit(penalty: Penalty, target: Target) -> str:

@@ -1,11 +1,11 @@
 """How strong a penalty is: one number or schedule for all, or one for each glob."""
 
 from collections.abc import Mapping, Sequence
-from math import inf
 from typing import Any
 
 from lightning_sparse.core.schedules import ConstantSchedule, Schedule
 from lightning_sparse.core.select import matches
+from lightning_sparse.core.values import is_number
 
 Strength = float | Schedule | Mapping[str, float | Schedule]
 
@@ -59,9 +59,11 @@ def strength_problems(wanted: Any) -> list[str]:
         ['strength must be a number from 0, or a Schedule that stays there, got -1.0']
     """
     values = list(wanted.values()) if isinstance(wanted, Mapping) else [wanted]
-    found = [] if values else ["strength has no globs: give a number, a Schedule, or {glob: number}"]
+    found = [] if values else [f"strength has no globs: give a number, a Schedule, or {{glob: number}}, got {wanted!r}"]
+    if isinstance(wanted, Mapping) and (odd := [glob for glob in wanted if not isinstance(glob, str)]):
+        found.append(f"strength must be given by globs, which are strings, got {odd!r}")
     for value in values:
-        reached = [value.at(share / 8) for share in range(9)] if isinstance(value, Schedule) else [value]
+        reached = value.reached() if isinstance(value, Schedule) else [value]
         if bad := [x for x in reached if not _is_strength(x)]:
             more = f", which reaches {bad[0]!r}" if isinstance(value, Schedule) else ""
             found.append(f"strength must be a number from 0, or a Schedule that stays there, got {value!r}{more}")
@@ -69,7 +71,7 @@ def strength_problems(wanted: Any) -> list[str]:
 
 
 def _is_strength(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < inf
+    return is_number(value) and value >= 0  # type: ignore[operator]
 
 
 def _moves(value: float | Schedule) -> bool:

@@ -1,0 +1,251 @@
+"""Training processes that are killed: each is a fork of this one, which has imported everything and run nothing.
+
+    python killed.py FOLDER SEED KILLS
+
+A history draws an algorithm, an optimizer and more from its seed. It is trained once without a break, and once in lives
+that end by SIGKILL: at any moment, half way through the bytes of a checkpoint, or half way through moving one to its
+place. Each next life goes on from the newest checkpoint that loads. A line of JSON for every history tells what
+happened; what it left is in its folder. Nothing is compared here.
+"""
+
+import json
+import os
+import random
+import select
+import shutil
+import signal
+import sys
+import tempfile
+import time
+import traceback
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import torch._dynamo  # else every life imports it by itself
+from contract import CASES
+from fsspec.implementations.local import LocalFileOpener
+from helpers import DENSITY, digest, net, stateful, trainer, weights
+from lightning.pytorch import Callback
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.loggers.logger import Logger
+
+from lightning_sparse import DensityLogger, MaskUpdater
+
+KINDS = ("any moment", "in a write", "any moment", "in a move")
+KILLS_EACH = 4  # of a history, at most
+TORN = "is torn"  # what the refusal of a torn checkpoint says
+
+
+class Story(NamedTuple):
+    """What is trained, and how often it is saved."""
+
+    algorithm: str
+    optimizer: str
+    accumulate: int
+    every: int
+    seed: int
+
+
+class Death(NamedTuple):
+    """How a life is to end.
+
+    Attributes:
+        kind: one of :data:`KINDS`, or empty to live on.
+        after: seconds, or whole checkpoints.
+        share: of the bytes of the torn one.
+    """
+
+    kind: str = ""
+    after: float = 0.0
+    share: float = 0.0
+
+
+def draw(seed: int) -> Story:
+    """A history; the same for the same seed."""
+    dice = random.Random(seed)
+    optimizers = ("sgd", "adam", "adamw", "amsgrad")
+    return Story(dice.choice(list(CASES)), dice.choice(optimizers), dice.choice((1, 2)), dice.choice((1, 2, 3)), seed)
+
+
+class Diary(Callback):
+    """A line for every optimizer step: what the masks and the weights were after it."""
+
+    def __init__(self, updater: MaskUpdater, file: Path) -> None:
+        self.updater, self.file, self.steps = updater, file, -1
+
+    def on_train_batch_end(self, trainer, pl_module, *_):
+        if self.steps == trainer.global_step:
+            return  # a batch that is accumulated
+        self.steps, engine = trainer.global_step, self.updater.sparsifier
+        facts = (engine.steps, engine.updates, digest(self.updater.masks), digest(weights(pl_module)))
+        note(self.file, f"step {self.steps}", facts)
+
+
+class Ledger(Logger):
+    """What was logged, a line for every entry but the first of a fit that goes on: it says where that began."""
+
+    name, version = "ledger", "0"
+
+    def __init__(self, file: Path, goes_on: bool) -> None:
+        super().__init__()
+        self.file, self.skip = file, goes_on
+
+    def log_hyperparams(self, *_: Any) -> None: ...
+
+    def log_metrics(self, metrics, step=None):
+        if not self.skip:
+            note(self.file, f"log {step}", sorted(metrics.items()))
+        self.skip = False
+
+
+def note(file: Path, key: str, value: object) -> None:
+    """One line in one write, which no kill can tear."""
+    with open(file, "ab", buffering=0) as out:
+        out.write(f"{key}\t{json.dumps(value)}\n".encode())
+
+
+def fit(story: Story, folder: Path, start: Path | None, seed: int) -> None:
+    """Two epochs of fourteen batches; a checkpoint after every few steps, and a copy of the last one."""
+    updater, model = MaskUpdater(CASES[story.algorithm].algorithm, DENSITY), net(story.optimizer, 0.25, seed=seed)
+    keep = ModelCheckpoint(
+        dirpath=folder, filename="{step}", every_n_train_steps=story.every, save_top_k=-1, save_last=True
+    )
+    callbacks = [updater, DensityLogger(1), Diary(updater, folder / "diary"), keep]
+    fitted = trainer(
+        callbacks,
+        max_epochs=2,
+        accumulate_grad_batches=story.accumulate,
+        enable_checkpointing=True,
+        logger=Ledger(folder / "diary", start is not None),
+        log_every_n_steps=1,
+    )
+    fitted.fit(model, stateful(4, 56, shuffle=True), ckpt_path=start)
+    left = {
+        "weights": weights(model),
+        "optimizer": fitted.optimizers[0].state_dict(),
+        "engine": updater.sparsifier.state_dict(),
+        "rng": torch.get_rng_state(),
+        "steps": fitted.global_step,
+    }
+    torch.save(left, folder / "end.pt")
+
+
+def newest_first(folder: Path) -> list[Path]:
+    return sorted(folder.glob("*.ckpt"), key=lambda path: (path.stat().st_mtime_ns, path.name), reverse=True)
+
+
+def live(story: Story, folder: Path) -> None:
+    """Go on from the newest checkpoint that loads; one that does not must say that it is torn, and which it is."""
+    for start in [*newest_first(folder), None]:
+        try:
+            fit(story, folder, start, story.seed if start is None else random.randrange(2**31))
+        except Exception as error:
+            said = "\n".join([str(error), *getattr(error, "__notes__", ())])
+            if start is None or str(start) not in said or TORN not in said:
+                raise
+            with open(folder / "refused", "a") as out:
+                print(start.name, start.stat().st_size, file=out)
+        else:
+            return
+
+
+def tear(death: Death, ready: int) -> None:
+    """Let the checkpoint after ``death.after`` whole ones be torn, and wait there for the end."""
+    write, move, count = LocalFileOpener.write, shutil.move, [death.after]
+
+    def stop() -> None:
+        os.write(ready, b"x")
+        while True:
+            signal.pause()
+
+    def half_write(self, data):
+        if not str(self.path).endswith(".ckpt") or (count := counted()) > 0:
+            return write(self, data)
+        assert count == 0
+        self.f.write(data[: int(len(data) * death.share)])
+        self.f.flush()
+        return stop()
+
+    def half_move(source, target, *args):  # as across file systems, where moving is copying
+        if not str(target).endswith(".ckpt") or counted() > 0:
+            return move(source, target, *args)
+        data = Path(source).read_bytes()
+        Path(target).write_bytes(data[: int(len(data) * death.share)])
+        return stop()
+
+    def counted() -> float:
+        count[0] -= 1
+        return count[0] + 1
+
+    if death.kind == "in a write":
+        LocalFileOpener.write = half_write
+    elif death.kind == "in a move":
+        shutil.move = half_move
+
+
+def life(story: Story, folder: Path, death: Death) -> tuple[bool, float]:
+    """One life in a process of its own: whether it was killed, and how many seconds it lasted."""
+    hear, ready = os.pipe()
+    began = time.monotonic()
+    if (child := os.fork()) == 0:
+        code = 1
+        try:
+            os.close(hear)
+            tear(death, ready)
+            live(story, folder)
+            code = 0
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            sys.stderr.flush()
+            os._exit(code)
+    os.close(ready)
+    timeout = death.after if death.kind == "any moment" else None
+    heard, _, _ = select.select([hear], [], [], timeout)  # a word, or the end of the pipe with that of the process
+    done = bool(heard) and os.read(hear, 1) == b""
+    if not done:
+        os.kill(child, signal.SIGKILL)
+    _, status = os.waitpid(child, 0)
+    os.close(hear)
+    if os.WIFEXITED(status) and os.WEXITSTATUS(status):
+        raise SystemExit(f"{story} failed in {folder}")
+    return os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL, time.monotonic() - began
+
+
+def history(seed: int, folder: Path, kills: int, turn: int) -> dict[str, Any]:
+    """Train without a break, and with up to ``kills``; ``turn`` says which kind of death comes first."""
+    story, dice = draw(seed), random.Random(-1 - seed)
+    whole, torn = folder / "whole", folder / "killed"
+    for place in (whole, torn, folder / "temporary"):
+        place.mkdir(parents=True)
+    tempfile.tempdir = str(folder / "temporary")
+    _, length = life(story, whole, Death())
+    deaths: list[str] = []
+    while len(deaths) < kills:
+        kind = KINDS[(turn + len(deaths)) % len(KINDS)]
+        after = dice.uniform(0, length) if kind == "any moment" else dice.randrange(5)
+        killed, _ = life(story, torn, Death(kind, after, dice.random()))
+        if not killed:
+            break  # it was done before
+        deaths.append(kind)
+    else:
+        life(story, torn, Death())
+    refused = (torn / "refused").read_text().splitlines() if (torn / "refused").exists() else []
+    left = len(list((folder / "temporary").iterdir()))
+    return {"story": story._asdict(), "folder": str(folder), "deaths": deaths, "refused": refused, "left": left}
+
+
+def main() -> None:
+    """As many histories as it takes."""
+    folder, seed, kills = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
+    torch.set_num_threads(1)
+    done = turn = 0
+    while done < kills:
+        told = history(seed, folder / str(seed), min(KILLS_EACH, kills - done), turn)
+        seed, turn, done = seed + 1, turn + len(told["deaths"]), done + len(told["deaths"])
+        print(json.dumps(told), flush=True)
+
+
+if __name__ == "__main__":
+    main()
