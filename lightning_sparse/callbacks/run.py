@@ -2,6 +2,7 @@
 
 from math import ceil, isfinite
 from typing import Any
+from weakref import WeakSet
 
 import torch
 
@@ -14,6 +15,9 @@ _REFUSED = {
     "DeepSpeedStrategy": "it steps hidden copies of the weights",
 }
 _SHARED = {"ModelParallelStrategy": "it cannot work on parameters that processes share"}
+
+
+_RESTORED: WeakSet[Any] = WeakSet()  # of the data fetchers of fits that go on: Lightning makes one for each
 
 
 def refuse_strategy(trainer: Any, callback: str, shares: bool = False) -> None:
@@ -65,15 +69,19 @@ def restore_random_states(trainer: Any, states: list[dict[str, Any]]) -> None:
     Lightning has made the epoch's iterator by now, and drawn its seeds from the states of a fresh process. Where the
     checkpoint ended an epoch, the iterator is made again from the right ones (Lightning 2.5.0, which does not know
     ``is_resuming``, does so itself after ``on_train_batch_end``); in the middle of an epoch it belongs to a stateful
-    loader, which restores itself.
+    loader, which restores itself. Several callbacks may ask; the first is heard: a stateful loader can be begun once.
     """
+    loop = trainer.fit_loop
+    fetcher, progress = getattr(loop, "_data_fetcher", None), loop.epoch_loop.batch_progress
+    if fetcher is not None and fetcher in _RESTORED:
+        return
     if len(states) != trainer.world_size:
         text = f"random states of {len(states)} ranks were saved and {trainer.world_size} run: they are not restored"
         rank_zero_info(text)
         return
     load_random_state(states[trainer.global_rank])
-    loop = trainer.fit_loop
-    fetcher, progress = getattr(loop, "_data_fetcher", None), loop.epoch_loop.batch_progress
+    if fetcher is not None:
+        _RESTORED.add(fetcher)
     mid_batch = progress.current.completed < progress.current.ready  # saved in on_train_batch_end
     if fetcher is not None and progress.is_last_batch and (getattr(loop, "is_resuming", False) or mid_batch):
         iter(fetcher)

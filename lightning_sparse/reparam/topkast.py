@@ -85,6 +85,11 @@ class TopKAST(Largest):
         """Choose both sets anew."""
         return self._choose(params)
 
+    def resized(self, p: SparseParam, share: float) -> None:
+        """A stays in B."""
+        if "backward" in p.state:
+            p.state["backward"] |= p.mask
+
     def training_flops(self, sparse: float, dense: float) -> float:
         """Forward and towards the inputs with A, towards the weights with B."""
         return 2 * sparse + min(dense, self.backward * sparse)
