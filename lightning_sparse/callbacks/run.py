@@ -60,23 +60,47 @@ def gather_random_states(alone: bool) -> list[dict[str, Any]]:
 
 
 def restore_random_states(trainer: Any, states: list[dict[str, Any]]) -> None:
-    """Random states as they were when the checkpoint was written.
-
-    Lightning has made the epoch's iterator by now, and drawn its seeds from the states of a fresh process. Where the
-    checkpoint ended an epoch, the iterator is made again from the right ones (Lightning 2.5.0, which does not know
-    ``is_resuming``, does so itself after ``on_train_batch_end``); in the middle of an epoch it belongs to a stateful
-    loader, which restores itself.
-    """
+    """Random states as they were when the checkpoint was written; none where another number of ranks wrote it."""
     if len(states) != trainer.world_size:
         text = f"random states of {len(states)} ranks were saved and {trainer.world_size} run: they are not restored"
         rank_zero_info(text)
         return
     load_random_state(states[trainer.global_rank])
+
+
+def mend_loops(trainer: Any) -> None:
+    """What Lightning leaves undone in a run that goes on; random states are restored by now.
+
+    Lightning has made the epoch's iterator, and drawn its seeds from the states of a fresh process. Where the
+    checkpoint ended an epoch, the iterator is made again from the right ones (Lightning 2.5.0, which does not know
+    ``is_resuming``, does so itself after ``on_train_batch_end``); a stateful loader's would be at its end. But not
+    where the run has ended too. In the middle of an epoch it belongs to a stateful loader, which restores itself.
+
+    After a checkpoint from an epoch's last batch the next epoch is not counted as begun, as if it were the same: of the
+    checkpoints that follow, a run that goes on from one would train an epoch too much.
+
+    ModelCheckpoint does not know what it saved before: within the first window of accumulated batches it would save the
+    same step again, without the gradients so far.
+    """
     loop = trainer.fit_loop
     fetcher, progress = getattr(loop, "_data_fetcher", None), loop.epoch_loop.batch_progress
     mid_batch = progress.current.completed < progress.current.ready  # saved in on_train_batch_end
-    if fetcher is not None and progress.is_last_batch and (getattr(loop, "is_resuming", False) or mid_batch):
+    ended = progress.is_last_batch and (getattr(loop, "is_resuming", False) or mid_batch)
+    if fetcher is not None and ended and not _is_over(trainer):
         iter(fetcher)
+        if loop.restarted_mid_epoch:
+            loop.reset_restart_stage()
+    for callback in trainer.checkpoint_callbacks:
+        every = getattr(callback, "_every_n_train_steps", 0)
+        if every >= 1 and trainer.global_step % every == 0:
+            callback._last_global_step_saved = trainer.global_step
+
+
+def _is_over(trainer: Any) -> bool:
+    """Whether no step is left; ``fit_loop.done`` knows too, but announces it, and will again."""
+    loop = trainer.fit_loop
+    limits = ((trainer.global_step, loop.max_steps), (loop.epoch_progress.current.processed, loop.max_epochs))
+    return any(limit != -1 and done >= limit for done, limit in limits)
 
 
 def follow_averages(trainer: Any, *sparsifiers: Sparsifier) -> None:

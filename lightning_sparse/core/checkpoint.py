@@ -15,7 +15,7 @@ from lightning_sparse.core.rewind import Rewinder
 
 VERSION = 1
 _TORN = "the checkpoint's masks are torn"
-_SUMMED = ("version", "algorithm", "updates", "params")
+_SUMMED = ("version", "algorithm", "updates", "params", "rewinder")
 _ROW: dict[str, type] = {
     "shape": list,
     "target": int,
@@ -40,7 +40,12 @@ class Saved(NamedTuple):
 
 
 def pack(
-    params: Mapping[str, SparseParam], algorithm: Algorithm, steps: Mapping[str, int], overdue: Set[str], updates: int
+    params: Mapping[str, SparseParam],
+    algorithm: Algorithm,
+    steps: Mapping[str, int],
+    overdue: Set[str],
+    updates: int,
+    rewinder: Rewinder,
 ) -> dict[str, Any]:
     """Everything needed to go on; loads with ``weights_only=True``. Masks take one bit a weight."""
     state = {
@@ -60,6 +65,7 @@ def pack(
             }
             for name, p in params.items()
         },
+        "rewinder": rewinder.state_dict(),
     }
     return {**state, "checksum": _checksum(state)}
 
@@ -91,6 +97,8 @@ def unpack(state: Mapping[str, Any], params: Mapping[str, SparseParam], algorith
             )
         text = f"the masks were trained by {state['algorithm']}, {type(algorithm).__name__} goes on with them"
         warnings.warn(text, stacklevel=4)
+    else:
+        raise_problems(_strays(rows, params, algorithm), "the checkpoint's masks do not fit this algorithm")
     steps = {name: row["steps"] for name, row in rows.items()}
     Rewinder(nn.Module()).load_state_dict(state.get("rewinder", {}), algorithm, steps)  # refused now, if at all
     return Saved(
@@ -105,7 +113,7 @@ def unpack(state: Mapping[str, Any], params: Mapping[str, SparseParam], algorith
 
 
 def _checksum(state: Mapping[str, Any]) -> int:
-    return checksum({key: state[key] for key in _SUMMED})
+    return checksum({key: state[key] for key in _SUMMED if key in state})
 
 
 def _gaps(state: Mapping[str, Any]) -> list[str]:
@@ -152,6 +160,19 @@ def _masks(state: Mapping[str, Any]) -> Masks:
         problems.append("numbers or tensors changed since they were saved; go on from another checkpoint")
     raise_problems(problems, _TORN)
     return masks
+
+
+def _strays(rows: Mapping[str, Any], params: Mapping[str, SparseParam], algorithm: Algorithm) -> list[str]:
+    """Where the algorithm's own state is not what this algorithm keeps; empty is fine, unless weights are latent."""
+    problems = []
+    for name, p in params.items():
+        kept = rows[name]["state"]
+        for key, shape in algorithm.state_shapes(p).items() if kept or "latent" in rows[name] else ():
+            if key not in kept:
+                problems.append(f"{name}: {type(algorithm).__name__} keeps its {key}, the checkpoint {sorted(kept)}")
+            elif tuple(kept[key].shape) != shape:
+                problems.append(f"{name}: its {key} has shape {list(kept[key].shape)} there and {list(shape)} here")
+    return problems
 
 
 def _misfits(rows: Mapping[str, Any], params: Mapping[str, SparseParam]) -> list[str]:
