@@ -245,6 +245,7 @@ class MaskUpdater(Callback):
         self._file.look(trainer)
         self._loaded = weakref.ref(pl_module)
         state = checkpoint.get("callbacks", {}).get(self.state_key)
+        self._pending = self._pending if state else {}  # what another checkpoint held, validated before
         if trainer.state.fn != "fit" and state and self.sparsifier and _is(self._model, pl_module):
             self.sparsifier.adopt(state)
             self._unfrozen.adopt(state.get("later", ()))

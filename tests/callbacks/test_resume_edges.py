@@ -85,3 +85,20 @@ def test_no_epoch_is_lost_after_a_checkpoint_of_its_last_batch(kind, validated, 
         fit.fit(model, kind(), ckpt_path=start, **data)
         steps.append((fit.global_step, updater.sparsifier.steps))
     assert steps == [(36, 36)] * 2
+
+
+@pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`")
+def test_a_dense_checkpoint_after_a_validated_sparse_one_starts_by_its_own_weights(tmp_path):
+    keep = saver(tmp_path / "sparse", 2)
+    trainer([MaskUpdater(SET(every=2), DENSITY), keep], max_steps=2, enable_checkpointing=True).fit(net(), loader())
+    dense = saver(tmp_path / "dense", 2)
+    trainer([dense], max_steps=2, enable_checkpointing=True).fit(net(seed=3), loader())
+    updater, model = MaskUpdater(SET(every=20), DENSITY), net(seed=4)
+    runner = trainer([updater], max_steps=2)
+    runner.validate(model, loader(), ckpt_path=tmp_path / "sparse" / "step=2.ckpt")
+    runner.fit(model, loader(), ckpt_path=tmp_path / "dense" / "step=2.ckpt")
+    for name, weight in weights(model).items():
+        if name in updater.masks:
+            live = int(updater.masks[name].sum())
+            largest = torch.load(tmp_path / "dense" / "step=2.ckpt", weights_only=True)["state_dict"][name].abs().flatten().topk(live).indices
+            assert updater.masks[name].flatten()[largest].all(), name
