@@ -43,19 +43,26 @@ docs: $(READY)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 # The oldest Lightning that is supported, on the torch at hand, in an environment of its own; averages came with 2.6.
+# Other versions: make compat PYTHON=python3.10 TORCH=2.5.0 LIGHTNING=2.6.6
+TORCH ?= 2.13.0
+LIGHTNING ?= 2.5.0
+COMPAT ?= .venv-compat/$(notdir $(PYTHON))-torch$(TORCH)-lightning$(LIGHTNING)
 compat:
-	$(PYTHON) -m venv .venv-compat
-	.venv-compat/bin/pip install --quiet "torch==2.13.0"
-	.venv-compat/bin/pip install --quiet --upgrade pip
-	.venv-compat/bin/pip install --quiet "lightning==2.5.0" -e ".[cli,tensorboard]" --group test
-	.venv-compat/bin/python -m pytest $(PARALLEL) tests/algorithms tests/callbacks --ignore tests/callbacks/test_averaging.py
+	$(PYTHON) -m venv $(COMPAT)
+	$(COMPAT)/bin/pip install --quiet "torch==$(TORCH)"
+	$(COMPAT)/bin/pip install --quiet --upgrade pip
+	$(COMPAT)/bin/pip install --quiet "torch==$(TORCH)" "lightning==$(LIGHTNING)" -e ".[cli,tensorboard]" --group test
+	$(COMPAT)/bin/python -m pytest $(PARALLEL) tests/algorithms tests/callbacks \
+		$(if $(filter 2.5.%,$(LIGHTNING)),--ignore tests/callbacks/test_averaging.py)
 
 # Other people's models, in an environment of their own; torch for the CPU first, so that nothing brings a CUDA build.
+# Every version is pinned, also of what builds a package: a new release elsewhere breaks nothing here.
+modules: PINNED := -c constraints-modules.txt
 modules:
 	$(PYTHON) -m venv .venv-modules
-	timeout 300 .venv-modules/bin/pip install --quiet "torch==2.13.0"
-	timeout 60 .venv-modules/bin/pip install --quiet --upgrade pip
-	timeout 1200 .venv-modules/bin/pip install --quiet -c constraints-modules.txt -e . --group modules
+	timeout 600 .venv-modules/bin/pip install --quiet $(PINNED) "torch==2.13.0"
+	timeout 300 .venv-modules/bin/pip install --quiet $(PINNED) --upgrade pip
+	timeout 1800 .venv-modules/bin/pip install --quiet $(PINNED) --build-constraint constraints-modules.txt -e . --group modules
 	timeout 600 .venv-modules/bin/python -m pytest -m modules tests/modules
 
 clean:

@@ -42,12 +42,15 @@ class SparsityWatch:
         self.spent = [0.0, 0.0]  # FLOPs of training so far, and those of a dense run
 
     def note(self, params: Params) -> None:
-        """Look at the masks; those that have not moved are no news."""
+        """Look at the masks; those that have not moved are no news. Layers that join were dense before."""
         masks = {name: _outputs_first(p).cpu() for name, p in params.items()}
-        if {n: m.shape for n, m in self.history.now.items()} != {n: m.shape for n, m in masks.items()}:
+        known = self.history.now
+        if not any(n in known for n in masks) or any(m.shape != known.get(n, m).shape for n, m in masks.items()):
             self.history, self.densities = MaskHistory(), []  # another model
             self._noted, self._stride = 0, 1
         if any(not torch.equal(mask, self.history.now.get(name, ~mask)) for name, mask in masks.items()):
+            rows = [dict(zip(self.history.now, row, strict=True)) for row in self.densities]
+            self.densities = [[row.get(name, 1.0) for name in masks] for row in rows]
             self.history.update(masks)
             self._keep_row(list(densities(params).values()))
 

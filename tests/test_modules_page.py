@@ -23,5 +23,7 @@ def test_the_environment_of_the_suite_pins_what_it_is_for(package):
 
 
 def test_continuous_integration_runs_the_suite_with_a_cap_on_its_time():
+    steps = [line for line in (ROOT / ".ci" / "run").read_text().splitlines() if line.startswith("step ")]
+    assert [line for line in steps if re.search(r" timeout \d+ make modules\b", line)] == steps[-1:]  # all else has run
     recipe = (ROOT / "Makefile").read_text().partition("\nmodules:\n")[2].partition("\n\n")[0]
     assert re.search(r"timeout \d+ \S+ -m pytest -m modules tests/modules", recipe)

@@ -139,3 +139,20 @@ def test_inputs_of_a_transposed_convolution_are_its_first_dimension():
     watch.note(engine.params)
     assert watch.health()["masks/dead_inputs"] == 0.25
     assert watch.health()["masks/dead_outputs"] == 0.0
+
+
+def test_layers_that_join_go_on_with_the_history_of_the_others(engine):
+    watch = SparsityWatch()
+    both = engine.params
+    first = {"0.weight": both["0.weight"]}
+    watch.note(first)  # xx. / x..
+    mask(engine, grid("x.x", "x.."))
+    watch.note(first)
+    mask(engine, grid(".xx", "x.."))
+    watch.note({"1.weight": both["1.weight"], **first})
+    assert watch.densities == [[1.0, 0.5], [1.0, 0.5], [1.0, 0.5]]  # in the new order; dense before it joined
+    assert watch.health()["masks/changed"] == 1 / 5  # what joined is not new
+    assert watch.health()["masks/explored"] == 6 / 8
+    assert watch.health()["masks/overlap"] == 4 / 5
+    watch.note(both)
+    assert len(watch.densities) == 3, "another order is no news"

@@ -202,6 +202,10 @@ class SparseMomentum(DropGrow):
                 p.state["momentum"] = torch.zeros_like(p.grad, dtype=torch.float32)
             p.state["momentum"].lerp_(p.grad.float(), 1 - self.beta)
 
+    def state_shapes(self, p: SparseParam) -> dict[str, tuple[int, ...]]:
+        """The average of the dense gradient."""
+        return {"momentum": tuple(p.mask.shape)}
+
     def grow_score(self, p: SparseParam) -> Tensor:
         """The magnitude of the dense momentum."""
         return p.state["momentum"].abs()

@@ -112,6 +112,10 @@ class GraNet(DropGrow):
             masks[p.name] = p.keep(first_score(p), count, torch.ones_like(p.mask))
         return masks
 
+    def state_shapes(self, p: SparseParam) -> dict[str, tuple[int, ...]]:
+        """The count that the ramp starts from."""
+        return {"start": ()}
+
     def update(self, params: Sequence[SparseParam], step: int) -> Masks:
         """Prune to the ramp, then regenerate in each layer."""
         down = _RAMP(step - int(self.begin), int(self.end) - int(self.begin))

@@ -100,6 +100,10 @@ class DSR(DropGrow):
         total = sum(p.live for p in params)
         return deal([float(n) for n in survivors], total, lower, upper, [p.unit for p in params])
 
+    def state_shapes(self, p: SparseParam) -> dict[str, tuple[int, ...]]:
+        """The present threshold."""
+        return {"threshold": ()}
+
     def _height(self, params: Sequence[SparseParam]) -> float:
         """The present threshold; a layer that joined later takes that of the others."""
         known = [p.state["threshold"] for p in params if "threshold" in p.state]

@@ -17,6 +17,7 @@ from lightning_sparse.core.errors import raise_problems
 from lightning_sparse.core.param import SparseParam
 from lightning_sparse.core.probe import Probe
 
+_MOST = 10_000  # iterations: beyond them a step goes by less than one weight in a thousand, and a run seems to hang
 _MIXING = (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, nn.MultiheadAttention, nn.Softmax, nn.RNNBase)
 
 
@@ -34,7 +35,7 @@ class SynFlow(Algorithm):
     attention the argument of the paper fails: a warning names them.
 
     Args:
-        iterations: steps from dense to the wanted density.
+        iterations: steps from dense to the wanted density, at most 10,000; each is a forward and a backward pass.
 
     Example:
         >>> from lightning_sparse import Sparsifier
@@ -51,7 +52,10 @@ class SynFlow(Algorithm):
 
     def __post_init__(self) -> None:
         """Check what was given."""
-        raise_problems(wrong_count("iterations", self.iterations), "SynFlow")
+        problems = wrong_count("iterations", self.iterations)
+        if not problems and self.iterations > _MOST:
+            problems = [f"iterations must be at most {_MOST:,} (the paper takes 100), got {self.iterations!r}"]
+        raise_problems(problems, "SynFlow")
 
     def init_from(self, params: Sequence[SparseParam], probe: Probe) -> Masks:
         """Iterate from dense to the wanted density.

@@ -11,7 +11,7 @@ from lightning_sparse.callbacks.channels_state import take
 from lightning_sparse.callbacks.channels_surgery import refuse_sharded_optimizers
 from lightning_sparse.callbacks.mask_updater import MaskUpdater
 from lightning_sparse.callbacks.monitors import watchers
-from lightning_sparse.callbacks.run import refuse_strategy, restore_random_states
+from lightning_sparse.callbacks.run import mend_loops, refuse_strategy, restore_random_states
 from lightning_sparse.channels.criteria import named
 from lightning_sparse.channels.hold import ChannelHold
 
@@ -64,6 +64,8 @@ def begin(pruner: "BNChannelPruner", trainer: Any, pl_module: Any) -> None:
     _warn(pruner, trainer)
     if rng and pruner.restore_rng and trainer.global_step > 0:
         restore_random_states(trainer, rng)
+    if trainer.ckpt_path is not None and trainer.global_step > 0:
+        mend_loops(trainer)
 
 
 def hold(pruner: "BNChannelPruner", trainer: Any, pl_module: Any) -> None:

@@ -8,21 +8,18 @@ from lightning_sparse.callbacks.base import (
     Callback,
     MisconfigurationException,
     rank_zero_info,
-    rank_zero_only,
     without_model,
 )
 from lightning_sparse.callbacks.bn_channel_pruner import BNChannelPruner
 from lightning_sparse.callbacks.channels_logged import channel_details, channel_scalars
+from lightning_sparse.callbacks.charts import add_layout, show_masks, show_weights
 from lightning_sparse.callbacks.mask_updater import MaskUpdater
 from lightning_sparse.core.errors import raise_problems
 from lightning_sparse.core.flops import FlopCounter, batch_size
 from lightning_sparse.core.param import SparseParam, densities
-from lightning_sparse.core.pictures import density_picture, mask_picture
 from lightning_sparse.core.sparsifier import Sparsifier
 from lightning_sparse.core.values import is_whole, wrong_flags
 from lightning_sparse.watch import SparsityWatch
-
-_PICTURES = 16  # layers that get a mask picture: a deep network would flood the page
 
 
 class DensityLogger(Callback):
@@ -79,7 +76,7 @@ class DensityLogger(Callback):
         self._counter: FlopCounter | None = None
         self._model: weakref.ref[Any] | None = None
         self._first: tuple[int, dict[str, float], dict[str, float]] | None = None
-        self._started, self._updates, self._steps = False, 0, 0
+        self._started, self._anew, self._moves, self._steps = False, True, (0, 0), 0
         self._shapes: dict[str, tuple[int, ...]] = {}
 
     @property
@@ -105,15 +102,17 @@ class DensityLogger(Callback):
             self._counter = FlopCounter(pl_module)
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
-        """The first entry: every key is there from step 0 on, and masks are made by now."""
+        """The first entry: every key is there from step 0 on, and masks are made by now; a run that goes on has it."""
         if not self._started and _updaters(trainer):
             params = _params(trainer)
-            self._started, self._steps = True, _steps(trainer)
-            self._note(trainer, params)
+            self._started, self._steps, self._moves = True, _steps(trainer), _moves(trainer)
+            self._anew = _log_step(trainer) == 0 or not self.watch.densities
+            if self._anew:
+                self._note(trainer, params)
             values = self.watch.scalars(params) | self._details(params)
             self._first = (_log_step(trainer), values, densities(params))
             if self.layout:
-                _add_layout(trainer)
+                add_layout(trainer)
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Count, and log where it is time to."""
@@ -124,7 +123,8 @@ class DensityLogger(Callback):
         self._steps, params = steps, _params(trainer)
         if params:
             self.watch.count(params, any(e.algorithm.needs_gradient(e.steps) for e in _engines(trainer)))
-            if self._updates != sum(e.updates for e in _engines(trainer)) or self._shapes != _shapes(params):
+            if self._moves != (moves := _moves(trainer)) or self._shapes != _shapes(params):
+                self._moves = moves
                 self._note(trainer, params)
         every = self.every or trainer.log_every_n_steps  # 0 in a bare trainer
         if every and (_log_step(trainer) + 1) % every == 0:
@@ -133,10 +133,8 @@ class DensityLogger(Callback):
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         """What can be monitored is there at the end of every epoch; histograms, where the logger has them."""
         self._monitor(trainer, pl_module, self._scalars(trainer, _params(trainer)))
-        for name, p in _params(trainer).items() if self.histograms else ():
-            live = p.weight[p.mask]  # on every rank, whatever its loggers can do: ranks that share weights meet here
-            for experiment in _experiments(trainer, "add_histogram"):
-                experiment.add_histogram(f"weights/{name}", live, _log_step(trainer))
+        if self.histograms:
+            show_weights(trainer, _params(trainer), _log_step(trainer))
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         """The table of what came out."""
@@ -179,7 +177,8 @@ class DensityLogger(Callback):
             share = self.watch.flops_share(densities)
             if share:  # before anything was spent
                 values = {"masks/training_flops_share": share["flops_share"]} | values
-            self._write(trainer, values | share, step)
+            if self._anew:
+                self._write(trainer, values | share, step)
             self._first = None
         plans, samples = [updater.plan for updater in _updaters(trainer)], batch_size(batch)
         if self.watch.flops and samples:
@@ -202,10 +201,9 @@ class DensityLogger(Callback):
         for name in set(now) & set(self._shapes) & set(self.watch.flops):  # channels were cut: a layer costs less
             self.watch.flops[name] *= prod(now[name]) / prod(self._shapes[name])
         self._shapes = now
-        self._updates = sum(engine.updates for engine in _engines(trainer))
         self.watch.note(params)
         if self.images:
-            self._show(trainer, params)
+            show_masks(trainer, params, self.watch.densities, _log_step(trainer))
 
     def _details(self, params: dict[str, SparseParam]) -> dict[str, float]:
         return self.watch.health() | (self.watch.per_layer(params) if self.per_layer else {})
@@ -223,16 +221,6 @@ class DensityLogger(Callback):
     def _write(self, trainer: Any, values: dict[str, float], step: int) -> None:
         for logger in trainer.loggers:
             logger.log_metrics(values, step=step)
-
-    def _show(self, trainer: Any, params: dict[str, SparseParam]) -> None:
-        pictures = {f"masks/{name}": mask_picture(p.mask) for name, p in list(params.items())[:_PICTURES]}
-        pictures["masks/density over updates"] = density_picture(self.watch.densities)
-        for key, picture in pictures.items():
-            for experiment in _experiments(trainer, "add_image"):
-                experiment.add_image(key, picture, _log_step(trainer), dataformats="HW")
-            for logger in trainer.loggers:
-                if hasattr(logger, "log_image") and not hasattr(logger.experiment, "add_image"):
-                    rank_zero_only(logger.log_image)(key, [picture.numpy()], step=_log_step(trainer))
 
 
 def _updaters(trainer: Any) -> list[MaskUpdater]:
@@ -256,17 +244,12 @@ def _shapes(params: dict[str, SparseParam]) -> dict[str, tuple[int, ...]]:
     return {name: tuple(p.mask.shape) for name, p in params.items()}
 
 
+def _moves(trainer: Any) -> tuple[int, int]:
+    """How many engines there are, layers may have been unfrozen, and how often masks have moved."""
+    engines = _engines(trainer)
+    return len(engines), sum(engine.updates for engine in engines)
+
+
 def _log_step(trainer: Any) -> int:
     step: int = trainer.fit_loop.epoch_loop._batches_that_stepped  # the x-axis of everything a module logs
     return step
-
-
-def _experiments(trainer: Any, method: str) -> list[Any]:
-    """What loggers write to, where it can do ``method``; on other ranks it is a dummy that swallows everything."""
-    return [logger.experiment for logger in trainer.loggers if hasattr(logger.experiment, method)]
-
-
-def _add_layout(trainer: Any) -> None:
-    charts = {"density per layer": ["Multiline", ["density/.*"]], "non-zero per layer": ["Multiline", ["nonzero/.*"]]}
-    for experiment in _experiments(trainer, "add_custom_scalars"):
-        experiment.add_custom_scalars({"sparsity": charts})

@@ -5,6 +5,8 @@ from typing import Any
 
 from torch import Tensor
 
+from lightning_sparse.core.sparsifier import Sparsifier
+
 
 def _settings(group: Mapping[str, Any]) -> dict[str, Any]:
     """The learning rate and what schedulers move with it, such as momentum."""
@@ -17,10 +19,12 @@ class LearningRate:
 
     Attributes:
         saved: empty until :meth:`save`; tensors, numbers and plain containers, for a checkpoint.
+        rewinds: of the engine that were followed.
     """
 
     def __init__(self) -> None:
         self.saved: dict[str, Any] = {}
+        self.rewinds = 0
 
     def save(self, trainer: Any) -> None:
         """Keep what they are now."""
@@ -36,6 +40,13 @@ class LearningRate:
         for optimizer, rates in zip(trainer.optimizers, self.saved["rates"], strict=True):
             for group, rate in zip(optimizer.param_groups, rates, strict=True):
                 group.update(rate)
+
+    def follow(self, trainer: Any, sparsifier: Sparsifier) -> None:
+        """Before a batch, when the schedulers have taken their step for the last one: go back if weights did."""
+        if self.rewinds != sparsifier.rewinds:
+            self.rewinds = sparsifier.rewinds
+            if getattr(sparsifier.algorithm, "rewind_schedule", False):
+                self.restore(trainer)
 
     def load(self, saved: Mapping[str, Any]) -> None:
         """Take what a checkpoint holds."""

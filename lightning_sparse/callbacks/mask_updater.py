@@ -14,6 +14,7 @@ from lightning_sparse.callbacks.run import (
     follow_averages,
     gather_random_states,
     horizon,
+    mend_loops,
     refuse_strategy,
     restore_random_states,
 )  # fmt: skip
@@ -100,7 +101,7 @@ class MaskUpdater(Callback):
         self._loaded: weakref.ref[Any] | None = None  # what a checkpoint's weights went into last
         self._pending: dict[str, Any] = {}  # from a checkpoint
         self._carried: dict[str, Any] = {}  # from the callback that this is a copy of
-        self._updates = self._rewinds = 0
+        self._updates = 0
         self._begun_anew = False  # whether monitors were reset
         self._rates = LearningRate()
         self._unfrozen = Unfrozen()
@@ -128,8 +129,7 @@ class MaskUpdater(Callback):
 
     def density(self) -> float:
         """Live share over all sparse layers; a RuntimeError before the first fit."""
-        masks = self.masks
-        if not masks:
+        if not (masks := self.masks):
             raise RuntimeError(f"{self.name} has no masks: they are made when fit starts, and stay in spawned workers")
         return sum(int(m.count_nonzero()) for m in masks.values()) / sum(m.numel() for m in masks.values())
 
@@ -180,8 +180,9 @@ class MaskUpdater(Callback):
             warn_of_dense_best(self.name, trainer, self.sparsifier)
         follow_averages(trainer, *self.engines)
         self._updates = self._moves
-        if rng is not None and self.restore_rng and trainer.global_step > 0:
-            restore_random_states(trainer, rng)
+        self._restore_rng(trainer, rng)
+        if trainer.ckpt_path is not None and trainer.global_step > 0:
+            mend_loops(trainer)
 
     def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
         """Say so when a parameter was replaced by one that no optimizer has."""
@@ -194,7 +195,7 @@ class MaskUpdater(Callback):
             for engine in self.engines:
                 engine.discard()
                 engine.sample()
-            self._rewind_rates(trainer)
+            self._rates.follow(trainer, self.sparsifier)
             if self.sparsifier.algorithm.rewind_step == self.sparsifier.steps:  # after what listens to validation
                 self._rates.save(trainer)
 
@@ -219,6 +220,8 @@ class MaskUpdater(Callback):
 
     def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Let go of the optimizers; masks stay, for a next fit."""
+        if stage == "fit" and trainer.ckpt_path is not None:  # on_train_start takes it; not called if no step is left
+            self._restore_rng(trainer, self._pending.get("rng"))
         for engine in self.engines:
             engine.detach()
 
@@ -233,7 +236,7 @@ class MaskUpdater(Callback):
         """Masks, counters, the algorithm's state and the random states."""
         if self.sparsifier is None:
             return self._pending or self._carried
-        run = {"begun_anew": self._begun_anew, "rewinds": self._rewinds, "rates": self._rates.saved}
+        run = {"begun_anew": self._begun_anew, "rewinds": self._rates.rewinds, "rates": self._rates.saved}
         rng = gather_random_states(alone=self._failed)
         return {**self.sparsifier.state_dict(), **self._unfrozen.state_dict(), "run": run, "rng": rng}
 
@@ -242,6 +245,7 @@ class MaskUpdater(Callback):
         self._file.look(trainer)
         self._loaded = weakref.ref(pl_module)
         state = checkpoint.get("callbacks", {}).get(self.state_key)
+        self._pending = self._pending if state else {}  # what another checkpoint held, validated before
         if trainer.state.fn != "fit" and state and self.sparsifier and _is(self._model, pl_module):
             self.sparsifier.adopt(state)
             self._unfrozen.adopt(state.get("later", ()))
@@ -280,16 +284,12 @@ class MaskUpdater(Callback):
         if new or trainer.global_step == 0:  # where nothing falls any more there is nothing to forget either
             fell = all(engine.settled() for engine in self.engines)
             self._begun_anew = run.get("begun_anew", False) or (not run and fell)
-        self._rewinds = run.get("rewinds", self.sparsifier.rewinds)
+        self._rates.rewinds = run.get("rewinds", self.sparsifier.rewinds)
         self._pending, self._carried = {}, {}
 
-    def _rewind_rates(self, trainer: Any) -> None:
-        """Before the first batch after a rewinding, when the schedulers have taken their step for the last one."""
-        assert self.sparsifier is not None
-        if self._rewinds != self.sparsifier.rewinds:
-            self._rewinds = self.sparsifier.rewinds
-            if getattr(self.sparsifier.algorithm, "rewind_schedule", False):
-                self._rates.restore(trainer)
+    def _restore_rng(self, trainer: Any, rng: list[dict[str, Any]] | None) -> None:
+        if rng is not None and self.restore_rng and trainer.global_step > 0:
+            restore_random_states(trainer, rng)
 
 
 def _is(held: "weakref.ref[Any] | None", model: Any) -> bool:

@@ -17,7 +17,9 @@ _REFUSED = {
 _SHARED = {"ModelParallelStrategy": "it cannot work on parameters that processes share"}
 
 
-_RESTORED: WeakSet[Any] = WeakSet()  # of the data fetchers of fits that go on: Lightning makes one for each
+# Data fetchers of fits that go on (Lightning makes one for each), where random states are back and loops are mended.
+_RESTORED: WeakSet[Any] = WeakSet()
+_MENDED: WeakSet[Any] = WeakSet()
 
 
 def refuse_strategy(trainer: Any, callback: str, shares: bool = False) -> None:
@@ -64,15 +66,11 @@ def gather_random_states(alone: bool) -> list[dict[str, Any]]:
 
 
 def restore_random_states(trainer: Any, states: list[dict[str, Any]]) -> None:
-    """Random states as they were when the checkpoint was written.
+    """Random states as they were when the checkpoint was written; none where another number of ranks wrote it.
 
-    Lightning has made the epoch's iterator by now, and drawn its seeds from the states of a fresh process. Where the
-    checkpoint ended an epoch, the iterator is made again from the right ones (Lightning 2.5.0, which does not know
-    ``is_resuming``, does so itself after ``on_train_batch_end``); in the middle of an epoch it belongs to a stateful
-    loader, which restores itself. Several callbacks may ask; the first is heard: a stateful loader can be begun once.
+    Several callbacks may ask in one fit; the first is heard.
     """
-    loop = trainer.fit_loop
-    fetcher, progress = getattr(loop, "_data_fetcher", None), loop.epoch_loop.batch_progress
+    fetcher = getattr(trainer.fit_loop, "_data_fetcher", None)
     if fetcher is not None and fetcher in _RESTORED:
         return
     if len(states) != trainer.world_size:
@@ -82,9 +80,46 @@ def restore_random_states(trainer: Any, states: list[dict[str, Any]]) -> None:
     load_random_state(states[trainer.global_rank])
     if fetcher is not None:
         _RESTORED.add(fetcher)
+
+
+def mend_loops(trainer: Any) -> None:
+    """What Lightning leaves undone in a run that goes on; random states are restored by now.
+
+    Lightning has made the epoch's iterator, and drawn its seeds from the states of a fresh process. Where the
+    checkpoint ended an epoch, the iterator is made again from the right ones (Lightning 2.5.0, which does not know
+    ``is_resuming``, does so itself after ``on_train_batch_end``); a stateful loader's would be at its end. But not
+    where the run has ended too. In the middle of an epoch it belongs to a stateful loader, which restores itself.
+
+    After a checkpoint from an epoch's last batch the next epoch is not counted as begun, as if it were the same: of the
+    checkpoints that follow, a run that goes on from one would train an epoch too much.
+
+    ModelCheckpoint does not know what it saved before: within the first window of accumulated batches it would save the
+    same step again, without the gradients so far. Several callbacks may ask in one fit; the first is heard: a stateful
+    loader can be begun once.
+    """
+    loop = trainer.fit_loop
+    fetcher, progress = getattr(loop, "_data_fetcher", None), loop.epoch_loop.batch_progress
+    if fetcher is not None and fetcher in _MENDED:
+        return
+    if fetcher is not None:
+        _MENDED.add(fetcher)
     mid_batch = progress.current.completed < progress.current.ready  # saved in on_train_batch_end
-    if fetcher is not None and progress.is_last_batch and (getattr(loop, "is_resuming", False) or mid_batch):
+    ended = progress.is_last_batch and (getattr(loop, "is_resuming", False) or mid_batch)
+    if fetcher is not None and ended and not _is_over(trainer):
         iter(fetcher)
+        if loop.restarted_mid_epoch:
+            loop.reset_restart_stage()
+    for callback in trainer.checkpoint_callbacks:
+        every = getattr(callback, "_every_n_train_steps", 0)
+        if every >= 1 and trainer.global_step % every == 0:
+            callback._last_global_step_saved = trainer.global_step
+
+
+def _is_over(trainer: Any) -> bool:
+    """Whether no step is left; ``fit_loop.done`` knows too, but announces it, and will again."""
+    loop = trainer.fit_loop
+    limits = ((trainer.global_step, loop.max_steps), (loop.epoch_progress.current.processed, loop.max_epochs))
+    return any(limit != -1 and done >= limit for done, limit in limits)
 
 
 def follow_averages(trainer: Any, *sparsifiers: Sparsifier) -> None:

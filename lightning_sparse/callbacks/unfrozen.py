@@ -3,11 +3,11 @@
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from lightning_sparse.callbacks.base import rank_zero_info
+from lightning_sparse.callbacks.base import MisconfigurationException, rank_zero_info
 from lightning_sparse.callbacks.engine import build_later, chosen
 from lightning_sparse.callbacks.notices import warn
 from lightning_sparse.callbacks.run import follow_averages, horizon
-from lightning_sparse.core.algorithm import Masks
+from lightning_sparse.core.algorithm import Algorithm, Masks
 from lightning_sparse.core.checkpoint import saved_masks
 from lightning_sparse.core.patterns import seen
 from lightning_sparse.core.select import Target, select, targets
@@ -73,6 +73,7 @@ class Unfrozen:
         begun: int,
         state: Mapping[str, Any] | None = None,
     ) -> None:
+        _refuse_going_back(updater.name, updater.engines[0].algorithm, names)
         engine = build_later(updater, trainer, pl_module, names, begun, state)
         self.groups.append(Group(engine, begun))
         warn(updater.name, engine, None)
@@ -116,6 +117,20 @@ class Unfrozen:
             {**engine.state_dict(), "begun": begun} for engine, begun in self.groups
         ] + self._waiting
         return {"later": states} if states else {}
+
+
+def _refuse_going_back(name: str, algorithm: Algorithm, names: Sequence[str]) -> None:
+    """There is no early state that layers which train from now on could go back to together with the others.
+
+    Raises:
+        MisconfigurationException: if the algorithm rewinds.
+    """
+    if algorithm.rewind_step is not None:
+        raise MisconfigurationException(
+            f"{name}: {', '.join(names)} can be trained now, and could not at step {algorithm.rewind_step}, which "
+            f"{type(algorithm).__name__} goes back to; unfreeze before training, give rewind=None, or "
+            f"exclude={list(names)} (and give these to the optimizer from the start)"
+        )
 
 
 def all_saved_masks(state: Mapping[str, Any]) -> Masks:

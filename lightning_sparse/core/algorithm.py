@@ -93,6 +93,13 @@ class Algorithm(ABC):
             share: new size by old size.
         """
 
+    def state_shapes(self, p: SparseParam) -> dict[str, tuple[int, ...]]:
+        """The shape of everything in ``p.state``, once there is anything; what a checkpoint holds must fit it.
+
+        Empty where nothing is kept, or nothing is to be checked. More than this may be kept.
+        """
+        return {}
+
     def training_flops(self, sparse: float, dense: float) -> float:
         """FLOPs to train on one sample, given the forward FLOPs of the sparse and of the dense model.
 

@@ -15,7 +15,7 @@ from lightning_sparse.core.rewind import Rewinder
 
 VERSION = 1
 _TORN = "the checkpoint's masks are torn"
-_SUMMED = ("version", "algorithm", "updates", "params")
+_SUMMED = ("version", "algorithm", "updates", "params", "rewinder", "resized")
 _ROW: dict[str, type] = {
     "shape": list,
     "target": int,
@@ -48,6 +48,7 @@ def pack(
     steps: Mapping[str, int],
     overdue: Set[str],
     updates: int,
+    rewinder: Rewinder,
 ) -> dict[str, Any]:
     """Everything needed to go on; loads with ``weights_only=True``. Masks take one bit a weight.
 
@@ -70,9 +71,10 @@ def pack(
             }
             for name, p in params.items()
         },
+        "rewinder": rewinder.state_dict(),
     }
     own = {"resized": {name: p.density for name, p in params.items()}} if _resized(params) else {}
-    return {**state, **own, "checksum": _checksum(state)}
+    return {**state, **own, "checksum": _checksum({**state, **own})}
 
 
 def unpack(state: Mapping[str, Any], params: Mapping[str, SparseParam], algorithm: Algorithm) -> Saved:
@@ -106,6 +108,8 @@ def unpack(state: Mapping[str, Any], params: Mapping[str, SparseParam], algorith
             )
         text = f"the masks were trained by {state['algorithm']}, {type(algorithm).__name__} goes on with them"
         warnings.warn(text, stacklevel=4)
+    else:
+        raise_problems(_strays(rows, params, algorithm), "the checkpoint's masks do not fit this algorithm")
     steps = {name: row["steps"] for name, row in rows.items()}
     Rewinder(nn.Module()).load_state_dict(state.get("rewinder", {}), algorithm, steps)  # refused now, if at all
     return Saved(
@@ -137,7 +141,7 @@ def _resized(params: Mapping[str, SparseParam]) -> bool:
 
 
 def _checksum(state: Mapping[str, Any]) -> int:
-    return checksum({key: state[key] for key in _SUMMED})
+    return checksum({key: state[key] for key in _SUMMED if key in state})
 
 
 def _gaps(state: Mapping[str, Any]) -> list[str]:
@@ -189,6 +193,19 @@ def _masks(state: Mapping[str, Any]) -> Masks:
 def _densities(state: Mapping[str, Any], params: Mapping[str, SparseParam]) -> dict[str, float]:
     known = state.get("resized", {})
     return {n: float(known.get(n, row["target"] / params[n].size)) for n, row in state["params"].items()}
+
+
+def _strays(rows: Mapping[str, Any], params: Mapping[str, SparseParam], algorithm: Algorithm) -> list[str]:
+    """Where the algorithm's own state is not what this algorithm keeps; empty is fine, unless weights are latent."""
+    problems = []
+    for name, p in params.items():
+        kept = rows[name]["state"]
+        for key, shape in algorithm.state_shapes(p).items() if kept or "latent" in rows[name] else ():
+            if key not in kept:
+                problems.append(f"{name}: {type(algorithm).__name__} keeps its {key}, the checkpoint {sorted(kept)}")
+            elif tuple(kept[key].shape) != shape:
+                problems.append(f"{name}: its {key} has shape {list(kept[key].shape)} there and {list(shape)} here")
+    return problems
 
 
 def _misfits(rows: Mapping[str, Any], params: Mapping[str, SparseParam], resized: bool) -> list[str]:

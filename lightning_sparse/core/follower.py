@@ -8,16 +8,17 @@ from torch import Tensor
 from torch.optim import LBFGS, Optimizer
 
 from lightning_sparse.core.algorithm import Algorithm
+from lightning_sparse.core.gradients import Gradients, refuse_sparse, shown, unscale
 from lightning_sparse.core.hooks import StepHooks, depth, loss_scale, skipped
 from lightning_sparse.core.latent import Latent, catch_up, latents, learn, settle_latents, show
 from lightning_sparse.core.masks import clear
 from lightning_sparse.core.optstate import ZeroGuard, carry_state, forget, sweep
 from lightning_sparse.core.param import SparseParam
 from lightning_sparse.core.patience import Patience
-from lightning_sparse.core.sharded import agree, is_sharded, local, shard_like
+from lightning_sparse.core.sharded import is_sharded, local, shard_like
 from lightning_sparse.core.swap import Swap
+from lightning_sparse.core.unused import Unused
 
-_WIDE = {torch.float16: torch.float32, torch.bfloat16: torch.float32}
 Owned = Callable[[Optimizer], list[SparseParam]]
 
 
@@ -50,7 +51,7 @@ class Follower:
         self.algorithm, self.steps, self.overdue = algorithm, steps, overdue
         self._staged = self._replaced = False
         self._patience = Patience()
-        self._masked: dict[str, tuple[Tensor, int]] = {}  # gradients that were masked, and their version then
+        self._gradients, self._unused = Gradients(), Unused()
         self._guard, self._swap = ZeroGuard(), Swap(algorithm)
         self._hooks = StepHooks(optimizer, self._open, self._before, self.commit)
 
@@ -86,20 +87,22 @@ class Follower:
         if depth(self.optimizer) == 0:
             self._swap.restore(self.params)  # the last step failed
         self.refresh()
+        refuse_sparse(self.params)
+        self._unused.look(self.params)
         for p in self.params:
             p.fit()
         step = self.steps + 1
-        if self._latent:
+        if latents(self.params):
             catch_up(self.algorithm, self.params)
             self._swap.pull_back(self.params)
             self._staged = True
             return
         if self._needs_gradient(step):
-            self._keep_gradients()
+            self._gradients.keep(self.params)
         self._staged = True
         if self.algorithm.replace_step and self._due(step) and any(p.target < p.size for p in self.params):
             self._replaced = self._update(step)
-        self._mask_gradients()
+        self._gradients.mask(self.params)
 
     def commit(self) -> None:
         """The step has happened: count it, move masks if that is due, zero what is dead."""
@@ -108,11 +111,12 @@ class Follower:
             self._swap.leave(self.params)
             if self._staged and not skipped(self.optimizer):
                 self.steps += 1
-                self._unscale()
+                self._unused.count(self.params, self.algorithm, self.steps)
+                unscale(self.params, loss_scale(self.optimizer))
                 self._observe(self.steps)
                 if not self._replaced and self._due(self.steps):
                     self._update(self.steps)
-                if self._latent and isinstance(self.algorithm, Latent) and not self.algorithm.holds(self.steps):
+                if latents(self.params) and isinstance(self.algorithm, Latent) and not self.algorithm.holds(self.steps):
                     self._settle()
                 self._stepped(self.optimizer, self.steps)
             # else a step within a step: an optimizer that calls its parent's, whose hooks have done the rest
@@ -128,7 +132,7 @@ class Follower:
         self._swap.restore(self.params)
         self._swap.forget()
         self._staged = self._replaced = False
-        self._masked = {}
+        self._gradients.forget()
         if not self._needs_gradient(self.steps + 1):
             for p in self.params:
                 p.dense_grad = None  # else the buffer is used again
@@ -137,10 +141,6 @@ class Follower:
         """A forward pass comes: show each of these weights as it wants them, or else as the mode of its module does."""
         mine = [p for p in self.params if any(p is other for other in params)]
         self._swap.look(mine, self.steps + 1, training)
-
-    @property
-    def _latent(self) -> bool:
-        return bool(latents(self.params))
 
     def _open(self) -> None:
         self._swap.restore(self.params)  # another closure of one step: its forward pass must see effective weights
@@ -153,11 +153,11 @@ class Follower:
                 if depth(self.optimizer) != 1:
                     return  # a step within a step
                 self.discard()  # the last step failed
-            if self._latent or not self._staged:
+            if latents(self.params) or not self._staged:
                 self.stage()
             else:
-                self._mask_gradients()  # a backward pass since then
-            if self._latent:
+                self._gradients.mask(self.params)  # a backward pass since then
+            if latents(self.params):
                 self._swap.enter(self.params, loss_scale(self.optimizer))
                 return
             if self._replaced:
@@ -172,63 +172,25 @@ class Follower:
     def _needs_gradient(self, step: int) -> bool:
         return self.overdue or self.algorithm.needs_gradient(step)
 
-    def _is_masked(self, p: SparseParam) -> bool:
-        """Whether this gradient was masked already, and nothing was added since."""
-        masked, version = self._masked.get(p.name, (None, 0))
-        return masked is not None and masked is p.place.weight.grad and local(masked)._version == version
-
-    def _mask_gradients(self) -> None:
-        todo = [p for p in self.params if p.place.weight.grad is not None and not self._is_masked(p)]
-        gradients = [p.place.weight.grad for p in todo if p.place.weight.grad is not None]
-        clear(gradients, [p.bits_for(g) for p, g in zip(todo, gradients, strict=True)])
-        self._masked |= {p.name: (g, local(g)._version) for p, g in zip(todo, gradients, strict=True)}
-
-    def _keep_gradients(self) -> None:
-        for p in self.params:
-            gradient = p.place.weight.grad
-            if self._is_masked(p):
-                continue  # staged before: it is not dense any more
-            if gradient is None or p.dense_grad is None or p.dense_grad.dtype != gradient.dtype:
-                p.dense_grad = None if gradient is None else gradient.detach().clone()
-            else:
-                p.dense_grad.copy_(gradient)
-
-    def _unscale(self) -> None:
-        scale = loss_scale(self.optimizer)
-        if scale is not None:
-            for p in self.params:
-                if p.dense_grad is not None:
-                    local(p.dense_grad).div_(scale)
-
-    def _shown(self, step: int) -> list[SparseParam]:
-        """Parameters with a gradient, if all of these are finite, on every process; told what step it is."""
-        held = [p.dense_grad for p in self.params]
-        finite = all(_finite(local(gradient)) for gradient in held if gradient is not None)
-        *there, finite = agree([*(g is not None for g in held), finite], [p.place.weight for p in self.params])
-        shown = [p for p, is_there in zip(self.params, there, strict=True) if is_there]
-        for p in shown:
-            p.step = step
-        return shown if finite else []
-
     def _observe(self, step: int) -> None:
-        if self._latent:
+        if latents(self.params):
             for p in self.params:
                 p.step = step
             learn(self.algorithm, self.params, self.optimizer.param_groups, loss_scale(self.optimizer))
         elif (
             type(self.algorithm).observe is not Algorithm.observe
             and not self._replaced
-            and (shown := self._shown(step))
+            and (params := shown(self.params, step))
         ):
-            self.algorithm.observe(shown, step)
+            self.algorithm.observe(params, step)
 
     def _update(self, step: int) -> bool:
         """Move masks, if what the algorithm needs is there and finite; else the update stays overdue."""
         params = self.params
-        if isinstance(self.algorithm, Latent) and not self._latent:
+        if isinstance(self.algorithm, Latent) and not latents(self.params):
             return False  # they have settled: a later fit goes on with fixed masks
-        if self._needs_gradient(step) and not self._latent:
-            params = self._shown(step)
+        if self._needs_gradient(step) and not latents(self.params):
+            params = shown(self.params, step)
             self.overdue = not params
             self._patience.look(self.overdue, step, self.params)
             if self.overdue:
@@ -280,11 +242,6 @@ def replaceable(algorithm: Algorithm, optimizer: Optimizer) -> None:
         raise ValueError("LBFGS flattens weights, which it cannot where processes share them; take another optimizer")
     if algorithm.replace_step and isinstance(optimizer, LBFGS):
         raise ValueError("replace_step=True cannot work with LBFGS: its step takes many gradients; leave it False")
-
-
-def _finite(gradient: Tensor) -> bool:
-    # a sum is ten times faster than a look at every entry; float16 would overflow in it
-    return bool(torch.isfinite(gradient.sum(dtype=_WIDE.get(gradient.dtype))))
 
 
 def _size(optimizer: Optimizer) -> int:

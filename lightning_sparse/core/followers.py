@@ -9,7 +9,7 @@ from lightning_sparse.core.algorithm import Algorithm
 from lightning_sparse.core.follower import Follower, replaceable, zero
 from lightning_sparse.core.hooks import unwrap
 from lightning_sparse.core.latent import catch_up, show
-from lightning_sparse.core.optstate import carry_state, mask_history, tell_mask
+from lightning_sparse.core.optstate import carry_state, mask_history, meet_state, tell_mask
 from lightning_sparse.core.param import SparseParam
 from lightning_sparse.core.rewind import Rewinder
 
@@ -157,7 +157,7 @@ class Followers:
         plain = [p for p in owned if p.latent is None]
         for p in owned:
             if p.latent is None:
-                carry_state(optimizer, p, p.mask)
+                meet_state(optimizer, p)
             else:
                 tell_mask(optimizer, p)
         mask_history(optimizer, plain)

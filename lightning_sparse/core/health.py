@@ -31,10 +31,10 @@ class MaskHistory:
         self._new = 0
 
     def update(self, masks: Mapping[str, Tensor]) -> None:
-        """Take note of new masks."""
+        """Take note of new masks; those of layers that are new to it are their first, and nothing of them is new."""
         copies = {name: mask.cpu().clone() for name, mask in masks.items()}  # looked at seldom: not on the device
-        self._new = sum(int((mask & ~self.now[name]).count_nonzero()) for name, mask in copies.items() if self.now)
-        self.first = self.first or copies
+        self._new = sum(int((mask & ~self.now.get(name, mask)).count_nonzero()) for name, mask in copies.items())
+        self.first = {name: self.first.get(name, mask) for name, mask in copies.items()}
         self.seen = {name: mask | self.seen.get(name, mask) for name, mask in copies.items()}
         self.now = copies
 

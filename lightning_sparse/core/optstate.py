@@ -39,6 +39,19 @@ def carry_state(optimizer: Optimizer, p: SparseParam, survivors: Tensor) -> None
     tell_mask(optimizer, p)
 
 
+def meet_state(optimizer: Optimizer, p: SparseParam) -> None:
+    """An optimizer is about to be followed: zero the state of dead weights, where it is not zero already."""
+    for value in state_tensors(optimizer, p.place.weight):
+        _clear_wrong(value, shard_like(p.mask, value))
+    tell_mask(optimizer, p)
+
+
+def _clear_wrong(value: Tensor, keep: Tensor) -> None:
+    """Zero what is dead and not zero. A -0.0 stays: else a resumed run is not bit for bit the one without a break."""
+    held = local(value).detach()
+    held.masked_fill_(~keep & (held != 0), 0.0)
+
+
 def tell_mask(optimizer: Optimizer, p: SparseParam) -> None:
     """Tell an optimizer that works on live weights only which these are."""
     set_mask = getattr(optimizer, "set_mask", None)
@@ -74,7 +87,7 @@ def mask_history(optimizer: Optimizer, params: Sequence[SparseParam]) -> None:
         for value in state.values():
             for part in value if isinstance(value, list) else [value]:
                 if isinstance(part, Tensor) and part.shape == flat.shape:
-                    clear([part], [all_bits(flat, part.dtype)])
+                    _clear_wrong(part, flat)
 
 
 def forget(optimizer: Optimizer) -> None:

@@ -237,8 +237,8 @@ class Sparsifier:
 
     def state_dict(self) -> dict[str, Any]:
         """Masks (a bit a weight), step counts and the algorithm's own state: tensors, ints and plain containers."""
-        state = pack(self.params, self.algorithm, self._followers.steps, self._followers.overdue, self.updates)
-        return {**state, "rewinder": self._rewinder.state_dict()}
+        follow = self._followers
+        return pack(self.params, self.algorithm, follow.steps, follow.overdue, self.updates, self._rewinder)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a saved state; weights outside the saved masks are zeroed. Load the model's weights before.

@@ -15,6 +15,7 @@ from lightning_sparse.core.values import is_number
 from lightning_sparse.optim.places import Places
 
 Group = dict[str, Any]
+MOST = 1e15  # of an option: products and quotients of two are still numbers in float32, which torch insists on
 _MASK = "mask"  # in the state of a weight: its packed mask; no such entry while all of it lives
 
 
@@ -182,11 +183,13 @@ def zeros(weight: Tensor) -> Tensor:
 
 
 def negative(options: Group, *names: str) -> list[str]:
-    """A sentence for each option of these names that is not a number from 0 on; a learning rate may be a tensor."""
+    """A sentence for each option of these names that is no number from 0 to 1e15; a learning rate may be a tensor."""
     given = {name: options[name] for name in names}
     values = {n: v.item() if n == "lr" and isinstance(v, Tensor) and v.numel() == 1 else v for n, v in given.items()}
     fine = {name for name, value in values.items() if is_number(value) and value >= 0}
-    return [f"{name} must be >= 0, got {value!r}" for name, value in given.items() if name not in fine]
+    found = [f"{name} must be >= 0, got {value!r}" for name, value in given.items() if name not in fine]
+    large = {name: given[name] for name in given if name in fine and values[name] > MOST}
+    return found + [f"{name} must be at most {MOST:g}, got {value!r}" for name, value in large.items()]
 
 
 def no_flags(options: Group, *names: str) -> list[str]:

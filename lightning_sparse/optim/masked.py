@@ -11,7 +11,7 @@ from torch.optim.optimizer import ParamsT
 from torch.optim.sgd import sgd
 
 from lightning_sparse.core.values import is_number
-from lightning_sparse.optim.base import Group, MaskedOptimizer, negative, no_flags, zeros
+from lightning_sparse.optim.base import MOST, Group, MaskedOptimizer, negative, no_flags, zeros
 
 
 class MaskedSGD(MaskedOptimizer):
@@ -65,8 +65,8 @@ class MaskedSGD(MaskedOptimizer):
     def problems(self, options: Group) -> list[str]:
         """What is wrong with the options of a group, a sentence each."""
         found = negative(options, "lr", "momentum", "weight_decay") + no_flags(options, "nesterov", "maximize")
-        if not is_number(options["dampening"]):
-            found.append(f"dampening must be a number, got {options['dampening']!r}")
+        if not is_number(options["dampening"]) or abs(options["dampening"]) > MOST:
+            found.append(f"dampening must be a number of at most {MOST:g}, got {options['dampening']!r}")
         if not found and options["nesterov"] and (options["momentum"] <= 0 or options["dampening"] != 0):
             found.append(
                 "nesterov=True needs a momentum above 0 and no dampening, got "

@@ -100,6 +100,10 @@ class L0(Ramped):
             p.state["mean"], p.state["square"] = torch.zeros_like(u), torch.zeros_like(u)
             p.state["steps"] = torch.zeros((), device=u.device)
 
+    def state_shapes(self, p: SparseParam) -> dict[str, tuple[int, ...]]:
+        """The gates, and what Adam remembers of them."""
+        return {**dict.fromkeys(("log_alpha", "mean", "square"), tuple(self._shape(p))), "steps": ()}
+
     def effective(self, p: SparseParam, noisy: bool = False) -> Tensor:
         """The latent weights times their gates; a noisy pass draws these."""
         assert p.latent is not None

@@ -59,6 +59,10 @@ class STR(Ramped):
             p.state["threshold"] = torch.tensor(self.start, dtype=torch.float32, device=p.mask.device)
             p.state["velocity"] = torch.zeros_like(p.state["threshold"])
 
+    def state_shapes(self, p: SparseParam) -> dict[str, tuple[int, ...]]:
+        """One threshold and its momentum."""
+        return {"threshold": (), "velocity": ()}
+
     def effective(self, p: SparseParam, noisy: bool = False) -> Tensor:
         """``sign(w) * relu(|w| - sigmoid(s))``."""
         assert p.latent is not None

@@ -90,6 +90,10 @@ class TopKAST(Largest):
         if "backward" in p.state:
             p.state["backward"] |= p.mask
 
+    def state_shapes(self, p: SparseParam) -> dict[str, tuple[int, ...]]:
+        """The set B."""
+        return {"backward": tuple(p.mask.shape)}
+
     def training_flops(self, sparse: float, dense: float) -> float:
         """Forward and towards the inputs with A, towards the weights with B."""
         return 2 * sparse + min(dense, self.backward * sparse)

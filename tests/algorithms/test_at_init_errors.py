@@ -20,6 +20,7 @@ from lightning_sparse import SNIP, GlobalMagnitude, GraSP, SynFlow
         (lambda: SNIP(batches=True), ["SNIP", "batches", "True"]),
         (lambda: SynFlow(iterations=0), ["SynFlow", "iterations", "0"]),
         (lambda: SynFlow(iterations=1.5), ["SynFlow", "iterations", "1.5"]),
+        (lambda: SynFlow(iterations=10_001), ["SynFlow", "iterations", "at most 10,000", "10001"]),
         (lambda: GraSP(samples=0, batches=-1, temperature=0.0), ["GraSP", "samples", "batches", "temperature"]),
         (lambda: GraSP(samples=2, batches=3), ["GraSP", "samples=2", "batches=3"]),
         (lambda: GraSP(temperature=float("nan")), ["GraSP", "temperature", "nan"]),

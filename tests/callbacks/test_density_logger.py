@@ -8,7 +8,7 @@ from helpers import DENSITY, LIVE, SIZES, loader, net, same, saver, stateful, tr
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
-from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.loggers import CSVLogger, Logger
 
 from lightning_sparse import GMP, DensityLogger, MaskUpdater, RigL, Static
 
@@ -20,6 +20,28 @@ TOTALS = {"density", "nonzero_density", "flops_share"}
 HEALTH = {f"masks/{key}" for key in ("changed", "explored", "overlap", "dead_inputs", "dead_outputs")}
 LAYERS = {f"{kind}/{name}" for kind in ("density", "nonzero") for name in LIVE}
 KEYS = TOTALS | HEALTH | LAYERS | {"masks/training_flops_share"}
+
+
+class Entries(Logger):
+    """Keeps what it is told: numbers, and where pictures were shown."""
+
+    name, version = "entries", 0
+
+    def __init__(self):
+        self.rows, self.pictures = [], []
+
+    @property
+    def experiment(self):
+        return self
+
+    def log_hyperparams(self, params):
+        pass
+
+    def log_metrics(self, metrics, step):
+        self.rows.append((step, dict(metrics)))
+
+    def add_image(self, key, picture, step, dataformats):
+        self.pictures.append((step, key, picture.tolist()))
 
 
 def rows(folder, algorithm=RIGL, watch=None, *, flip=False, **settings):
@@ -175,3 +197,21 @@ def test_a_model_that_starts_dense_is_not_said_to_be_sparse(caplog):
     text = "\n".join(record.message for record in caplog.records)
     assert "2,128 of 2,128 weights live (100.00%, 532 in the end)" in text
     assert "planned for the end; now 2,128 weights live" in text
+
+
+@pytest.mark.parametrize("flip", [False, True])
+@pytest.mark.parametrize("every", [1, 4])
+def test_a_resumed_run_logs_what_the_uninterrupted_one_does(every, flip, tmp_path):
+    found = []
+    for start in (None, tmp_path / "kept" / "step=6.ckpt"):
+        entries = Entries()
+        callbacks = [MaskUpdater(RIGL, DENSITY), DensityLogger(every, images=True)]
+        callbacks = [*(callbacks[::-1] if flip else callbacks), saver(tmp_path / "kept", 6)]
+        fit = trainer(callbacks, max_epochs=2, logger=entries, enable_checkpointing=True)
+        fit.fit(net(seed=1 if start is None else 5), stateful(), ckpt_path=start)
+        found.append(entries)
+    whole, rest = found
+    assert [step for step, _ in whole.rows] == [0, *range(0 if every == 1 else 3, 24, every)]
+    assert rest.rows == [row for row in whole.rows if row[0] >= 6]
+    assert len({step for step, *_ in whole.pictures}) == 8  # at the start, after 3, 6 ... 21 steps
+    assert rest.pictures == [row for row in whole.pictures if row[0] >= 6]

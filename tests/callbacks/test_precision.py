@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from helpers import DENSITY, LIVE, TOTAL, Net, Recorder, loader, net, trainer
+from helpers import DENSITY, LIVE, TOTAL, Net, Recorder, loader, net, same, saver, state_tensors, trainer, weights
 from lightning.pytorch import Callback
 from lightning.pytorch.plugins import MixedPrecision
 
-from lightning_sparse import GMP, SET, MaskUpdater, RigL, SparseMomentum
+from lightning_sparse import GMP, SET, STR, MaskUpdater, RigL, SparseMomentum
 
 ALGORITHMS = {
     "rigl": RigL(every=2, stop=1.0),
@@ -111,3 +111,18 @@ def test_manual_optimization_with_a_scaler_skips_alike(name):
     assert len(steps.skipped) >= 3
     assert updater.sparsifier.steps == steps.taken
     assert recorder.moves >= 3
+
+
+@pytest.mark.parametrize("double", [True, False])
+@pytest.mark.parametrize("algorithm", [None, RigL(every=3, stop=1.0), STR(every=3)], ids=["dense", "rigl", "str"])
+def test_a_double_run_resumes_bit_for_bit_only_if_its_model_is_double_before_it(algorithm, double, tmp_path):
+    ends = []
+    for start, seed in ((None, 1), (tmp_path / "step=12.ckpt", 7)):
+        model = net("adamw", seed=seed)
+        model = model.double() if double else model  # else Lightning loads float64 into float32, also without us
+        updaters = [] if algorithm is None else [MaskUpdater(algorithm, DENSITY)]
+        callbacks = [*updaters, saver(tmp_path, 12)]
+        fit = trainer(callbacks, max_epochs=2, precision="64-true", enable_checkpointing=True)
+        fit.fit(model, loader(), ckpt_path=start)
+        ends.append([weights(model), state_tensors(fit.optimizers[0]), *(updater.masks for updater in updaters)])
+    assert all(same(left, right) for left, right in zip(*ends, strict=True)) is double

@@ -26,6 +26,9 @@ def params():
         (MaskedAdamW, {"eps": -1e-8, "betas": (-0.1, 0.9)}, ["2 problems", "eps", "-0.1"]),
         (ProxSGD, {"l1": -1.0, "groups": "columns"}, ["2 problems", "l1", "'none' or 'rows', got 'columns'"]),
         (ProxSGD, {"momentum": 1.0}, ["momentum must be below 1, got 1.0"]),
+        (MaskedSGD, {"lr": 3.41e38, "weight_decay": 1e16}, ["2 problems", "lr must be at most 1e+15, got 3.41e+38"]),
+        (MaskedSGD, {"dampening": -1e38}, ["dampening must be a number of at most 1e+15, got -1e+38"]),
+        (MaskedAdam, {"lr": 3.41e37}, ["lr must be at most 1e+15, got 3.41e+37"]),  # by the first correction of bias
         (ProxSGD, {"momentum": 0.9, "dampening": 1.0}, ["dampening must be in [0, 1), got 1.0"]),
     ],
 )
@@ -33,6 +36,16 @@ def test_a_bad_option_is_refused_by_name(cls, options, words):
     with pytest.raises(ValueError) as caught:
         cls(params(), **options)
     assert all(word in str(caught.value) for word in [cls.__name__, *words])
+
+
+@pytest.mark.parametrize("cls", [MaskedSGD, MaskedAdam, MaskedAdamW, ProxSGD])
+def test_the_largest_options_that_are_taken_can_be_computed_with(cls):
+    (weight,) = given = params()
+    names = {"lr", "weight_decay", "l1", "eps"} & set(cls(params()).defaults)
+    optimizer = cls(given, **dict.fromkeys(names, 1e15))
+    weight.square().sum().backward()
+    optimizer.step()
+    optimizer.step()
 
 
 def test_a_bad_option_of_a_later_group_is_refused_and_the_group_is_not_added():

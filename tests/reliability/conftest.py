@@ -7,7 +7,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))  # `from modes import mode`
 
-collect_ignore = ["killed.py", "ranks.py"]  # run by tests, as processes of their own
+collect_ignore = ["elastic.py", "killed.py", "ranks.py"]  # run by tests, as processes of their own
 OUTCOMES = pytest.StashKey[dict[int, set[str]]]()
 
 

@@ -83,6 +83,11 @@ def calls(draw: st.DrawFn) -> tuple[str, dict[str, Any]]:
     return subject, {name: draw(JUNK) for name in names}
 
 
+def spellings(value: Any) -> set[str]:
+    """How a message may write a value; where steps are counted, 2.0 is taken for 2, and called so."""
+    return {repr(value), str(value), *([str(int(value))] if isinstance(value, float) and value.is_integer() else [])}
+
+
 def named(text: str, given: dict[str, Any]) -> bool:
     """Whether a message names one of the arguments together with what it was given."""
-    return any(name in text and (repr(value) in text or str(value) in text) for name, value in given.items())
+    return any(name in text and any(word in text for word in spellings(value)) for name, value in given.items())

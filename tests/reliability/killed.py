@@ -5,7 +5,8 @@
 A history draws an algorithm, an optimizer and more from its seed. It is trained once without a break, and once in lives
 that end by SIGKILL: at any moment, half way through the bytes of a checkpoint, or half way through moving one to its
 place. Each next life goes on from the newest checkpoint that loads. A line of JSON for every history tells what
-happened; what it left is in its folder. Nothing is compared here.
+happened; what it left is in its folder. Nothing is compared here. Seeds count on from SEED: a history that failed comes
+again by its own and four kills, but for the moments of death; "lives" tells from which checkpoint each life went on.
 """
 
 import json
@@ -35,6 +36,7 @@ from lightning_sparse import DensityLogger, MaskUpdater
 KINDS = ("any moment", "in a write", "any moment", "in a move")
 KILLS_EACH = 4  # of a history, at most
 TORN = "is torn"  # what the refusal of a torn checkpoint says
+PATIENCE = 900.0  # seconds of a life that hangs, on a machine that is busy
 
 
 class Story(NamedTuple):
@@ -83,20 +85,18 @@ class Diary(Callback):
 
 
 class Ledger(Logger):
-    """What was logged, a line for every entry but the first of a fit that goes on: it says where that began."""
+    """What was logged, a line for every entry: a fit that goes on logs what the unbroken one does."""
 
     name, version = "ledger", "0"
 
-    def __init__(self, file: Path, goes_on: bool) -> None:
+    def __init__(self, file: Path) -> None:
         super().__init__()
-        self.file, self.skip = file, goes_on
+        self.file = file
 
     def log_hyperparams(self, *_: Any) -> None: ...
 
     def log_metrics(self, metrics, step=None):
-        if not self.skip:
-            note(self.file, f"log {step}", sorted(metrics.items()))
-        self.skip = False
+        note(self.file, f"log {step}", sorted(metrics.items()))
 
 
 def note(file: Path, key: str, value: object) -> None:
@@ -108,23 +108,18 @@ def note(file: Path, key: str, value: object) -> None:
 def fit(story: Story, folder: Path, start: Path | None, seed: int) -> None:
     """Two epochs of fourteen batches; a checkpoint after every few steps, and a copy of the last one."""
     updater, model = MaskUpdater(CASES[story.algorithm].algorithm, DENSITY), net(story.optimizer, 0.25, seed=seed)
-    keep = ModelCheckpoint(
-        dirpath=folder, filename="{step}", every_n_train_steps=story.every, save_top_k=-1, save_last=True
-    )
+    if start is None:
+        random.seed(seed)  # a fork has another state of Python's than its parent
+    settings = {"filename": "{step}", "save_top_k": -1, "save_last": True}
+    keep = ModelCheckpoint(folder, every_n_train_steps=story.every, **settings)
     callbacks = [updater, DensityLogger(1), Diary(updater, folder / "diary"), keep]
-    fitted = trainer(
-        callbacks,
-        max_epochs=2,
-        accumulate_grad_batches=story.accumulate,
-        enable_checkpointing=True,
-        logger=Ledger(folder / "diary", start is not None),
-        log_every_n_steps=1,
-    )
+    settings = {"accumulate_grad_batches": story.accumulate, "logger": Ledger(folder / "diary"), "log_every_n_steps": 1}
+    fitted = trainer(callbacks, max_epochs=2, enable_checkpointing=True, **settings)
     fitted.fit(model, stateful(4, 56, shuffle=True), ckpt_path=start)
     left = {
         "weights": weights(model),
         "optimizer": fitted.optimizers[0].state_dict(),
-        "engine": updater.sparsifier.state_dict(),
+        "updater": updater.state_dict(),  # after a kill that came too late there is no engine: nothing is left to train
         "rng": torch.get_rng_state(),
         "steps": fitted.global_step,
     }
@@ -138,6 +133,7 @@ def newest_first(folder: Path) -> list[Path]:
 def live(story: Story, folder: Path) -> None:
     """Go on from the newest checkpoint that loads; one that does not must say that it is torn, and which it is."""
     for start in [*newest_first(folder), None]:
+        note(folder / "lives", "from", start and start.name)
         try:
             fit(story, folder, start, story.seed if start is None else random.randrange(2**31))
         except Exception as error:
@@ -201,15 +197,15 @@ def life(story: Story, folder: Path, death: Death) -> tuple[bool, float]:
             sys.stderr.flush()
             os._exit(code)
     os.close(ready)
-    timeout = death.after if death.kind == "any moment" else None
+    timeout = death.after if death.kind == "any moment" else PATIENCE
     heard, _, _ = select.select([hear], [], [], timeout)  # a word, or the end of the pipe with that of the process
     done = bool(heard) and os.read(hear, 1) == b""
     if not done:
         os.kill(child, signal.SIGKILL)
     _, status = os.waitpid(child, 0)
     os.close(hear)
-    if os.WIFEXITED(status) and os.WEXITSTATUS(status):
-        raise SystemExit(f"{story} failed in {folder}")
+    if (os.WIFEXITED(status) and os.WEXITSTATUS(status)) or (timeout == PATIENCE and not heard):
+        raise SystemExit(f"{story} {'failed' if heard else 'hung'} in {folder}, to die of {death}")
     return os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL, time.monotonic() - began
 
 
@@ -232,8 +228,9 @@ def history(seed: int, folder: Path, kills: int, turn: int) -> dict[str, Any]:
     else:
         life(story, torn, Death())
     refused = (torn / "refused").read_text().splitlines() if (torn / "refused").exists() else []
-    left = len(list((folder / "temporary").iterdir()))
-    return {"story": story._asdict(), "folder": str(folder), "deaths": deaths, "refused": refused, "left": left}
+    lives = [json.loads(line.partition("\t")[2]) for line in (torn / "lives").read_text().splitlines()]
+    told = {"story": story._asdict(), "folder": str(folder), "deaths": deaths, "lives": lives, "refused": refused}
+    return {**told, "left": len(list((folder / "temporary").iterdir()))}
 
 
 def main() -> None:

@@ -14,6 +14,7 @@ HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 PAGE = ROOT / "docs" / "reliability.md"
 MEASURED = ROOT / "benchmarks" / "results" / "reliability.json"
+SOAK = ROOT / "benchmarks" / "soak.py"
 NUMBERS = range(1, 74)
 HEADINGS = {
     1: "The optimizer step",
@@ -33,10 +34,32 @@ package.
 The tables are made from the tests by `python tests/reliability/page.py`. A test fails when this page says anything
 else, when one of the numbers has no test, or when a test of a mode that "passes" did not pass.
 
+Beside the list, training processes are killed by SIGKILL at any moment, also while they write a checkpoint, and go on
+until they end bit for bit as those left alone: `tests/reliability/test_kill.py`, twenty kills in CI, a thousand in
+`make test-long`. `test_elastic.py` does so with a rank of a job that `torchrun` starts again.
+
 **ModelPruning** is Lightning's own callback, in the same mode: measured by `benchmarks/reliability.py` on {date} with
 lightning {lightning} and torch {torch}, on 2,000 weights of which 200 are to live from the end of the first epoch on.
 "yes": it behaves as the second column says. An empty cell was not measured; nothing is guessed.
 {quoted}
+"""
+
+
+LONG = """
+## Long runs
+
+RigL moved its masks after every one of 20,000 steps on a model of 144 weights, in a loop of its own and in a Trainer,
+STR and L0 after 5,000. Wrong counts: after how many steps other than the promised number of weights lived. Of objects,
+tensors, blocks of Python's allocator and bytes of the process, what a step added; of the lines of this package, what a
+step added at the one that grew the most. Time is CPU time of a step, soon after the beginning and at the end, and their
+ratio; beside it the ratio of a dense model that took its turn in the same loop, which is that of the machine. A
+Trainer's ratio has nothing beside it, and other programs ran meanwhile: it does not tell whether a step stays as cheap.
+The last rows are controls: RigL that keeps something of every step, to see that a leak is found.
+
+{table}
+
+Measured by `benchmarks/soak.py` on {date} with torch {torch} and Python {python}, on {machine}. Tests look at
+objects and tensors in shorter runs, and `make test-long` measures again.
 """
 
 
@@ -66,8 +89,9 @@ class Row(NamedTuple):
 
 
 def load(path: Path) -> ModuleType:
-    """A test file as a module."""
+    """A test file, or a benchmark, as a module."""
     sys.path[:0] = [str(folder) for folder in (HERE, HERE.parent) if str(folder) not in sys.path]
+    sys.path += [str(SOAK.parent)] if str(SOAK.parent) not in sys.path else []  # benchmarks import their neighbours
     spec = importlib.util.spec_from_file_location(f"page_{path.stem}", path)
     assert spec is not None
     assert spec.loader is not None
@@ -141,6 +165,13 @@ def line(row: Row, measured: dict[str, Any]) -> str:
     return "| " + " | ".join([*cells, answer(measured.get(str(row.number)))]) + " |"
 
 
+def long_runs() -> str:
+    """What was measured in long runs."""
+    soak = load(SOAK)
+    result = json.loads(soak.RESULTS.read_text())
+    return LONG.format(table=soak.table(result), **{key: result[key] for key in ("date", "torch", "python", "machine")})
+
+
 def page() -> str:
     """The whole page."""
     found, known = rows(), stored()
@@ -154,7 +185,7 @@ def page() -> str:
             head = "| | failure mode | right behaviour | test | passes | ModelPruning |\n|---|---|---|---|---|---|\n"
             parts.append(f"\n## {HEADINGS[number]}\n\n{head}")
         parts.append(line(row, measured) + "\n")
-    return "".join(parts)
+    return "".join([*parts, long_runs()])
 
 
 if __name__ == "__main__":

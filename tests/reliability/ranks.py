@@ -1,7 +1,7 @@
 """What the processes of test_distributed do: every scenario once, results in files.
 
     LOCAL_RANK=0 MASTER_ADDR=127.0.0.1 MASTER_PORT=29500 python ranks.py FOLDER     # and the same with LOCAL_RANK=1
-    python ranks.py FOLDER fork                                # forks two workers, as a notebook does
+    python ranks.py FOLDER launch                  # starts two workers each way: forked, as in a notebook, spawned
 """
 
 import os
@@ -11,7 +11,7 @@ from pathlib import Path
 sys.path[:0] = [str(Path(__file__).parents[n]) for n in (0, 1)]
 
 import torch  # noqa: E402
-from helpers import DENSITY, digest, loader, net, samples, trainer, weights  # noqa: E402
+from helpers import DENSITY, Net, digest, loader, net, samples, trainer, weights  # noqa: E402
 from lightning.pytorch import Callback  # noqa: E402
 from lightning.pytorch.callbacks import ModelCheckpoint  # noqa: E402
 from lightning.pytorch.loggers import CSVLogger  # noqa: E402
@@ -19,12 +19,14 @@ from lightning.pytorch.strategies import DDPStrategy  # noqa: E402
 from runs import MOVING, RANDOM, leaks, run  # noqa: E402
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import fp16_compress_hook  # noqa: E402
 from torch.distributed.optim import ZeroRedundancyOptimizer  # noqa: E402
+from torch.nn import functional as F  # noqa: E402
 from torch.utils.data import DistributedSampler  # noqa: E402
 
 from lightning_sparse import DensityLogger, MaskUpdater, RigL, Static  # noqa: E402
 
 PAIR = {"strategy": "ddp", "devices": 2}
 EVERY_STEP = RigL(every=1, stop=1.0)
+LAUNCHERS = ("ddp_fork", "ddp_notebook", "ddp_spawn")
 CALLS = ("all_reduce", "all_gather", "all_gather_object", "all_gather_into_tensor", "broadcast", "barrier")
 
 
@@ -58,6 +60,23 @@ def hooked(rank: int, folder: Path) -> dict:
     return kept(run(MOVING, max_epochs=2, devices=2, strategy=strategy))
 
 
+class Skipping(Net):
+    """Of three steps one trains the large layer on no rank, one on the second rank only."""
+
+    def training_step(self, batch, batch_idx):
+        if batch_idx % 3 == 0 or (batch_idx % 3 == 1 and self.global_rank == 0):
+            x = F.linear(self.net[:4](batch[0]), self.net[4].weight.detach(), self.net[4].bias.detach())
+            return F.cross_entropy(self.net[5:](x), batch[1])
+        return super().training_step(batch, batch_idx)
+
+
+def unused(rank: int, folder: Path) -> dict:
+    """Parameters that some steps do not use, on one rank or on both."""
+    torch.manual_seed(1)
+    strategy = DDPStrategy(find_unused_parameters=True)
+    return kept(run(MOVING, model=Skipping(), max_epochs=2, devices=2, strategy=strategy))
+
+
 def sharded(rank: int, folder: Path) -> dict:
     """Each rank steps its share of the weights."""
     model = net()
@@ -89,7 +108,7 @@ def logged(rank: int, folder: Path) -> dict:
     return {**kept(fit), "took": took}
 
 
-SCENARIOS = [random, averaged, first, hooked, sharded, logged]
+SCENARIOS = [random, averaged, first, hooked, unused, sharded, logged]
 
 
 class Tells(Callback):
@@ -103,16 +122,16 @@ class Tells(Callback):
         (self.folder / f"worker{trainer.global_rank}").write_text(digest(updater.masks))
 
 
-def fork(folder: Path) -> None:
-    """What is left in the process that has forked the workers."""
+def launch(folder: Path, strategy: str) -> None:
+    """What is left in the process that has started the workers."""
     updater, model = MaskUpdater(RANDOM, DENSITY), net()
-    trainer([updater, Tells(folder)], max_epochs=1, strategy="ddp_fork", devices=2).fit(model, loader())
+    trainer([updater, Tells(folder)], max_epochs=1, strategy=strategy, devices=2).fit(model, loader())
     try:
         updater.density()
         said = ""
     except RuntimeError as error:
         said = str(error)
-    torch.save({"weights": weights(model), "masks": updater.masks, "said": said}, folder / "fork.pt")
+    torch.save({"weights": weights(model), "masks": updater.masks, "said": said}, folder / "left.pt")
 
 
 def main(folder: Path) -> None:
@@ -122,4 +141,9 @@ def main(folder: Path) -> None:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    (fork if sys.argv[2:] else main)(Path(sys.argv[1]))
+    if sys.argv[2:]:
+        for way in LAUNCHERS:
+            (own := Path(sys.argv[1]) / way).mkdir()
+            launch(own, way)
+    else:
+        main(Path(sys.argv[1]))

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from drawn import SETTINGS
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from junk import JUNK, NEEDED, SUBJECTS, calls, named
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
@@ -126,6 +126,7 @@ def make_and_use(call: tuple[str, dict[str, Any]]) -> None:
 
 @settings(SETTINGS, max_examples=400)
 @given(calls())
+@example(("GMP", {"stop": 2.0, "begin": 2.0}))  # refused as 2 and 2
 def test_junk_is_refused_by_name_or_works(call):
     make_and_use(call)
 

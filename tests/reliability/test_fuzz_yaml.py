@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import yaml
 from drawn import SETTINGS
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from junk import arguments
 from lightning.pytorch import Callback
@@ -71,11 +71,14 @@ def read_and_use(parser: LightningArgumentParser, entry: tuple[str, dict[str, An
             assert type(made).__name__ == name
             use(made, given)
             return
-    assert any(argument in text for argument in given), text
+    # jsonargparse looks for empty keys first, and names the class that they stand in, not the argument.
+    empty = "Empty nested key" in text and name in text
+    assert empty or any(argument in text for argument in given), text
 
 
 @settings(SETTINGS, max_examples=60)
 @given(entry=entries())
+@example(entry=("MaskUpdater", {"densty": {"": None}}))
 def test_a_yaml_is_refused_by_name_or_works(parser, entry):
     read_and_use(parser, entry)
 

@@ -1,6 +1,7 @@
 """Processes that are killed at any moment, also while they write, go on from their newest checkpoint that loads.
 
-``KILLS=1000 pytest -m long tests/reliability/test_kill.py`` kills a thousand times instead of twenty.
+``pytest -m long tests/reliability/test_kill.py`` kills a thousand times. ``KILLS=200 SEED=7`` before it kills two
+hundred times, in other histories.
 """
 
 import json
@@ -24,7 +25,7 @@ def histories(folder: Path, seed: int, kills: int) -> list[dict[str, Any]]:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(map(str, places))}
     command = [sys.executable, "-W", "ignore", str(HERE / "killed.py"), str(folder), str(seed), str(kills)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-6000:]
+    assert done.returncode == 0, f"after\n{done.stdout}\n{done.stderr[-6000:]}"
     return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
 
 
@@ -56,19 +57,20 @@ def check(told: list[dict[str, Any]]) -> Counter[str]:
     return Counter(kind for history in told for kind in history["deaths"])
 
 
-@pytest.mark.long  # see below
-def test_a_killed_run_goes_on_bit_for_bit(tmp_path):
-    deaths = check(histories(tmp_path, seed=3, kills=4))
-    assert sum(deaths.values()) == 4
-
-
-@pytest.mark.long  # of two runs of this test, one ended with other random states; not understood yet
-def test_runs_that_are_killed_many_times_go_on_bit_for_bit(tmp_path):
-    kills = int(os.environ.get("KILLS", "20"))
-    told = histories(tmp_path, seed=1000, kills=kills)
+@pytest.mark.parametrize(
+    ("kills", "seed"),
+    [
+        (4, 3),
+        pytest.param(20, 1000, marks=pytest.mark.slow),
+        pytest.param(int(os.environ.get("KILLS", "1000")), int(os.environ.get("SEED", "5000")), marks=pytest.mark.long),
+    ],
+)
+def test_a_run_that_is_killed_goes_on_bit_for_bit(kills, seed, tmp_path):
+    told = histories(tmp_path, seed, kills)
     deaths = check(told)
+    print(f"{sum(deaths.values())} kills in {len(told)} histories: {dict(deaths)}")
     assert sum(deaths.values()) == kills
-    assert min(deaths[kind] for kind in ("any moment", "in a write", "in a move")) >= kills // 8, deaths
+    assert min(deaths[kind] for kind in ("any moment", "in a write", "in a move")) >= kills // 4
     # A write leaves a torn temporary file, a move a torn checkpoint, which the next life refuses.
     assert sum(history["left"] for history in told) >= deaths["in a write"]
     assert sum(len(history["refused"]) for history in told) >= deaths["in a move"]

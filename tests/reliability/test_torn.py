@@ -1,6 +1,5 @@
 """A checkpoint that is not what was written never loads silently: its file is named, or what differs."""
 
-import copy
 import io
 import random
 from collections import Counter
@@ -8,12 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from contents import equal
 from helpers import DENSITY, loader, net, same, saver, stateful, trainer, weights
 from torch import Tensor
 
-from lightning_sparse import GlobalMagnitude, MaskUpdater, SparseMomentum, Sparsifier
+from lightning_sparse import MaskUpdater, SparseMomentum
 from lightning_sparse.callbacks.torn import damage
-from lightning_sparse.core.masks import pack_bits, unpack_bits
 
 MOMENTUM = SparseMomentum(every=2)
 MASKS = "lightning_sparse.MaskUpdater"
@@ -42,21 +41,6 @@ def place(data: bytes, tensor: Tensor) -> int:
     found = data.find(tensor.contiguous().numpy().tobytes())
     assert found > 0
     return found
-
-
-def leaves(value: object, at: tuple = ()) -> dict[tuple, object]:
-    """Every leaf of nested containers by its path."""
-    if isinstance(value, dict | list | tuple):
-        rows = value.items() if isinstance(value, dict) else enumerate(value)
-        return {path: leaf for key, part in rows for path, leaf in leaves(part, (*at, key)).items()}
-    return {at: value}
-
-
-def equal(left: object, right: object) -> bool:
-    a, b = leaves(left), leaves(right)
-    return a.keys() == b.keys() and all(
-        torch.equal(x, b[key]) if isinstance(x, Tensor) else x == b[key] for key, x in a.items()
-    )
 
 
 def attempt(data: bytes, file: Path, method: str = "fit"):
@@ -172,102 +156,3 @@ def test_files_saved_without_sums_load(whole, tmp_path):
     fit = trainer([MaskUpdater(MOMENTUM, DENSITY)], max_steps=8)
     fit.fit(net("adamw"), stateful(), ckpt_path=file)
     assert fit.global_step == 8
-
-
-# In a loop without Lightning nobody looks at the file: the engine's state tells by itself. ---------------------------
-
-
-def engine(algorithm=MOMENTUM, seed: int = 2) -> tuple[torch.nn.Module, Sparsifier]:
-    """After four steps."""
-    torch.manual_seed(seed)
-    model = torch.nn.Sequential(torch.nn.Linear(12, 16), torch.nn.Tanh(), torch.nn.Linear(16, 4))
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
-    sparsifier = Sparsifier(model, algorithm, DENSITY, optimizers=[optimizer], total_steps=20)
-    for _ in range(4):
-        optimizer.zero_grad()
-        model(torch.randn(8, 12)).square().mean().backward()
-        optimizer.step()
-    return model, sparsifier
-
-
-def refused(state: dict, algorithm=MOMENTUM) -> str:
-    """What is said to this state; the engine and the weights are as before, to the bit."""
-    model, sparsifier = engine(algorithm)
-    before, held = weights(model), copy.deepcopy(sparsifier.state_dict())
-    with pytest.raises(ValueError) as error:
-        sparsifier.load_state_dict(state)
-    assert same(weights(model), before)
-    assert equal(sparsifier.state_dict(), held)
-    return str(error.value)
-
-
-def set_at(state: dict, path: tuple, value: object) -> None:
-    for key in path[:-1]:
-        state = state[key]
-    state[path[-1]] = value
-
-
-def changed(leaf: object) -> object:
-    """The least that can change in it."""
-    if isinstance(leaf, Tensor):
-        return torch.from_numpy(leaf.numpy().copy().view("uint8") ^ 1).view(leaf.dtype).view(leaf.shape)
-    return leaf + "x" if isinstance(leaf, str) else not leaf if isinstance(leaf, bool) else leaf + 1
-
-
-@pytest.mark.filterwarnings("ignore:the masks were trained by")
-def test_no_part_of_an_engines_state_can_change_unnoticed():
-    model, sparsifier = engine()
-    good, before = copy.deepcopy(sparsifier.state_dict()), weights(model)
-    paths = [path for path in leaves(good) if path[0] != "rewinder"]
-    assert len(paths) == 4 + 2 * (2 + 6)  # of each layer: two sizes, five entries, and its momentum
-    for path in paths:
-        state = copy.deepcopy(good)
-        set_at(state, path, changed(leaves(state)[path]))
-        with pytest.raises(ValueError, match=r"torn|do not fit|cannot read|was on its way"):
-            sparsifier.load_state_dict(state)
-        assert equal(sparsifier.state_dict(), good), path
-        assert same(weights(model), before), path
-    sparsifier.load_state_dict(good)
-
-
-def test_two_flipped_bits_that_keep_a_masks_count_are_refused():
-    state = copy.deepcopy(engine()[1].state_dict())
-    row = state["params"]["0.weight"]
-    mask = unpack_bits(row["mask"], row["shape"])
-    live, dead = (tuple(where[0].tolist()) for where in (mask.nonzero(), (~mask).nonzero()))
-    mask[live], mask[dead] = False, True
-    row["mask"] = pack_bits(mask)
-    assert "numbers or tensors changed since they were saved" in refused(state)
-
-
-def test_everything_that_is_wrong_is_said_at_once():
-    state = copy.deepcopy(engine()[1].state_dict())
-    rows = state["params"]
-    del rows["0.weight"]["live"], state["updates"]
-    rows["0.weight"]["mask"] = [1, 2]
-    rows["2.weight"]["steps"] = "4"
-    rows["2.weight"]["state"]["momentum"] = 3.0
-    said = refused(state)
-    for part in (
-        "5 problems",
-        "the state has no updates",
-        "0.weight has no live",
-        "0.weight: mask is a list, not a Tensor",
-        "2.weight: steps is a str, not a int",
-        "2.weight.state: momentum is a float, not a Tensor",
-    ):
-        assert part in said
-    counts = copy.deepcopy(engine()[1].state_dict())
-    for row in counts["params"].values():
-        row["live"] += 1
-    assert "2 problems" in (said := refused(counts))
-    assert "0.weight: the mask has" in said
-    assert "2.weight: the mask has" in said
-
-
-def test_a_state_without_the_weights_to_rewind_to_is_refused_before_anything_changes():
-    ticket = GlobalMagnitude(rounds=2, stop=8, rewind=2)
-    state = copy.deepcopy(engine(ticket, seed=5)[1].state_dict())  # with other masks
-    assert state["rewinder"]["saved"]
-    state["rewinder"]["saved"] = {}
-    assert "whose weights this checkpoint does not hold" in refused(state, ticket)
