@@ -106,6 +106,7 @@ class DensityLogger(Callback):
         if not self._started and _updaters(trainer):
             params = _params(trainer)
             self._started, self._steps, self._moves = True, _steps(trainer), _moves(trainer)
+            self._shapes = _shapes(params)
             self._anew = _log_step(trainer) == 0 or not self.watch.densities
             if self._anew:
                 self._note(trainer, params)
