@@ -102,7 +102,7 @@ class ConvNet(LeNet):
         lr: peak learning rate.
     """
 
-    def __init__(self, kind: str = "vgg", width: int = 24, lr: float = 0.05) -> None:
+    def __init__(self, kind: str = "vgg", width: int = 16, lr: float = 0.05) -> None:
         super().__init__(lr)
 
         def conv(inputs: int, outputs: int) -> list[nn.Module]:

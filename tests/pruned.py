@@ -2,7 +2,7 @@
 
 import torch
 from helpers import OPTIMIZERS, loader, saver, state_tensors, trainer
-from lightning.pytorch import LightningModule
+from lightning.pytorch import LightningDataModule, LightningModule
 from torch import nn
 from torch.nn import functional as F
 
@@ -47,6 +47,15 @@ class Net(LightningModule):
 
     def configure_optimizers(self):
         return OPTIMIZERS[self.optimizer](self.parameters())
+
+
+class Data(LightningDataModule):
+    """For LightningCLI."""
+
+    def train_dataloader(self):
+        return loader()
+
+    test_dataloader = train_dataloader
 
 
 def net(optimizer: str = "sgd", dropout: float = 0.0, seed: int = 1, width: int = 16) -> Net:

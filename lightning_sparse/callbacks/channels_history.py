@@ -71,6 +71,14 @@ class History:
                 last[name] = after
         return {name: (last[name], first[name]) for name in first if last[name] != first[name]}
 
+    def share(self) -> float:
+        """Channels of now, of all that could go before the first cut."""
+        if not self.cuts:
+            return 1.0
+        return sum(now for _, now in self.cuts[-1].channels.values()) / sum(
+            was for was, _ in self.cuts[0].channels.values()
+        )
+
     def flops_share(self) -> float:
         """Forward FLOPs of now, of those before the first cut."""
         return self.cuts[-1].flops[1] / self.cuts[0].flops[0] if self.cuts and self.cuts[0].flops[0] else 1.0

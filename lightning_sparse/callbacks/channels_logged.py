@@ -15,7 +15,7 @@ def channel_scalars(trainer: Any) -> dict[str, float]:
     values: dict[str, float] = {}
     for pruner in channel_pruners(trainer):
         if pruner.counts:
-            values[f"{pruner.name}/channels"] = sum(pruner.counts.values()) / sum(first_counts(pruner).values())
+            values[f"{pruner.name}/channels"] = pruner.history.share()
             values[f"{pruner.name}/flops_share"] = pruner.history.flops_share()
     return values
 
@@ -24,8 +24,3 @@ def channel_details(trainer: Any) -> dict[str, float]:
     """Channels of each axis that are left."""
     pairs = [(pruner.name, pruner.counts) for pruner in channel_pruners(trainer)]
     return {f"{name}/channels/{axis}": float(count) for name, counts in pairs for axis, count in counts.items()}
-
-
-def first_counts(pruner: BNChannelPruner) -> dict[str, int]:
-    """Channels of each axis before the first cut."""
-    return {**pruner.counts, **{name: was for name, (_, was) in pruner.history.channels().items()}}

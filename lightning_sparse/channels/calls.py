@@ -119,11 +119,17 @@ class CallWatch:
                 handle.remove()
             self._stack.clear()
 
+    def settle(self) -> None:
+        """The run is over: let go of its outputs and of its graph; what went in stays for :meth:`replay`."""
+        self._outputs = {}
+        given = [tree_map(_detached, (c.args, c.kwargs)) for c in self.calls]
+        self.calls = [replace(c, args=args, kwargs=kw) for c, (args, kw) in zip(self.calls, given, strict=True)]
+
     def replay(self) -> Replay:
-        """The calls, to be made again; nothing else is kept."""
-        calls, self.calls, self._outputs = self.calls, [], {}
-        given = [tree_map(_detached, (c.args, c.kwargs)) for c in calls]
-        return Replay([replace(c, args=args, kwargs=kw) for c, (args, kw) in zip(calls, given, strict=True)])
+        """The calls, to be made again; nothing is kept here."""
+        self.settle()
+        calls, self.calls = self.calls, []
+        return Replay(calls)
 
     def _enter(self, module: nn.Module, args: Any) -> None:
         if _borrowed(module):

@@ -13,7 +13,7 @@ from lightning_sparse.channels.calls import tensors_in
 from lightning_sparse.channels.journal import undoable
 from lightning_sparse.channels.labels import Classes
 from lightning_sparse.channels.quiet import evaluating, plain_paths
-from lightning_sparse.channels.shrink import mask, removed_indices, shrink, tensors
+from lightning_sparse.channels.shrink import checked, mask, removed_indices, shrink, tensors
 from lightning_sparse.channels.trace import Tracer
 
 
@@ -53,6 +53,7 @@ def probe(model: nn.Module, graph: Graph, run: Callable[[], Any], multiple: int 
         >>> [atom.name for atom in graph.atoms], [atom.name for atom in probe(net, graph, run).atoms]
         (['a', 'b'], ['b'])
     """
+    checked(model, graph)
     trials = _Trials(model, graph, run, multiple)
     found = [_Candidate(atom, "last") for atom in graph.atoms if atom.channels > 1]
     good, bad = _sift(trials, [], found)

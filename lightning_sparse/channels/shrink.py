@@ -50,7 +50,7 @@ def shrink(model: nn.Module, graph: Graph, kept: Kept, optimizers: Iterable[Opti
           (2): Linear(in_features=3, out_features=2, bias=True)
         )
     """
-    named = _checked(model, graph)
+    named = checked(model, graph)
     indices = kept_indices(graph, kept)
     journal, states = Journal(model), _Rows(list(optimizers))
     try:
@@ -88,7 +88,7 @@ def mask(model: nn.Module, graph: Graph, kept: Kept) -> None:
         >>> (net[0].weight != 0).any(1).tolist(), (net[2].weight != 0).any(0).tolist()
         ([False, True, False, True], [False, True, False, True])
     """
-    named = _checked(model, graph)
+    named = checked(model, graph)
     for name, dims in removed_indices(graph, kept).items():
         tensor = named[name]
         if tensor.is_floating_point() or tensor.is_complex():
@@ -118,7 +118,12 @@ def divides(named: dict[str, Tensor], name: str, dim: int) -> bool:
     return last == "running_var"
 
 
-def _checked(model: nn.Module, graph: Graph) -> dict[str, Tensor]:
+def checked(model: nn.Module, graph: Graph) -> dict[str, Tensor]:
+    """The tensors of the model by name.
+
+    Raises:
+        ValueError: if the graph is of another model, or of other shapes.
+    """
     named = tensors(model)
     problems = [f"{name} is not in the model" for name in graph.shapes if name not in named]
     problems += [

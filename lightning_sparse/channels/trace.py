@@ -97,6 +97,7 @@ class Tracer:
             found[flow.policy] = flow.ties.classes()
             flow.forget()
         self._costs.forget()
+        self._calls.settle()
         return found
 
     def finish(self, output: Any) -> None:

@@ -9,6 +9,7 @@ from lightning.pytorch import Callback
 from pruned import CHANNELS, Net, fit, net, pruner, widths
 from torch import nn
 from torch.nn import functional as F
+from torchmetrics import MeanMetric
 
 NORMS = ("bn", "block.bn1", "block.bn2", "bn3")
 
@@ -255,3 +256,20 @@ def test_a_compiled_model_is_cut_too():
     model = net()
     trainer([pruner(0.5)], max_epochs=2).fit(torch.compile(model, backend="eager"), loader())
     assert sum(widths(model)) == 18
+
+
+def test_metrics_of_the_model_count_its_own_batches_only():
+    class Counting(Net):
+        def __init__(self):
+            super().__init__()
+            self.mean = MeanMetric()
+
+        def training_step(self, batch, batch_idx):
+            loss = super().training_step(batch, batch_idx)
+            self.mean(loss)
+            return loss
+
+    torch.manual_seed(1)
+    model = Counting()
+    fit(pruner(0.5), model=model)
+    assert float(model.mean.weight) == 36.0

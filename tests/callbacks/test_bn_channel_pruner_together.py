@@ -12,7 +12,7 @@ from lightning.pytorch.callbacks import EarlyStopping, EMAWeightAveraging, Model
 from lightning.pytorch.loggers import CSVLogger
 from pruned import CHANNELS, Net, fit, net, pruner, widths
 
-from lightning_sparse import GMP, NM, SET, STR, DensityLogger, MaskUpdater, Regularizer, RigL, TopKAST
+from lightning_sparse import GMP, NM, SET, STR, DensityLogger, GlobalMagnitude, MaskUpdater, Regularizer, RigL, TopKAST
 from lightning_sparse.channels.restore import ShapeFollowing
 
 
@@ -65,6 +65,21 @@ def test_latent_weights_lose_the_same_channels():
     model, _, _ = fit(pruner(0.5), updater, counts)
     assert counts.leaks == 0
     assert counts.seen[0] == model.block.conv1.out_channels < 8
+
+
+def test_weights_to_rewind_to_lose_the_same_channels():
+    """Lottery tickets: after a pruning at step 30, weights go back to those of the start, of channels that are left."""
+
+    class Start(Callback):
+        def on_train_start(self, trainer, pl_module):
+            self.first = weights(pl_module)
+
+    start, cut = Start(), pruner(0.5)
+    updater = MaskUpdater(GlobalMagnitude(stop=36, rewind="init"), 0.5)
+    model, _, _ = fit(cut, updater, start)
+    mask, kept = updater.masks["block.conv1.weight"], cut.recipe.indices()["block.conv1.weight"]
+    expected = start.first["block.conv1.weight"][kept[0]][:, kept[1]]
+    assert torch.equal(model.block.conv1.weight[mask], expected[mask])
 
 
 def test_a_pattern_that_the_cut_would_break_refuses_it_and_a_multiple_of_it_is_fine():

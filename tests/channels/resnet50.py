@@ -1,7 +1,7 @@
 """A network of the size of ResNet-50, for measuring; not in the zoo, for it is not tiny."""
 
 import torch.nn.functional as F
-from channels.zoo import Net, chain, conv, conv_bn
+from channels.kinds import Net, chain, conv, conv_bn
 from torch import nn
 
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
-from channels.zoo import Kind
+from channels.kinds import Kind
 from torch import Tensor, nn
 
 Axes = Mapping[str, Mapping[int, Tensor]]  # tensor -> dim -> indices

@@ -3,8 +3,8 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from channels.kinds import Kind, conv, stir
 from channels.silent import chosen, far, owned, silence, tensors
-from channels.zoo import Kind, conv, stir
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import nn

@@ -7,8 +7,9 @@ import weakref
 
 import pytest
 import torch
+from channels.kinds import conv
 from channels.silent import chosen
-from channels.zoo import BY_NAME, conv
+from channels.zoo import BY_NAME
 from torch import nn
 
 from lightning_sparse.channels.probe import probe
@@ -110,3 +111,22 @@ def test_a_compiled_model_has_the_names_of_the_plain_one_and_is_cut_likewise():
     shrink(wrapped, seen, {"0": torch.arange(5)})
     assert wrapped(PICTURE).shape == (2, 2)
     assert compiled[0].weight.shape[0] == 5
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*")
+def test_a_scripted_layer_keeps_its_shapes_and_what_follows_can_be_cut():
+    model = nn.Sequential(torch.jit.script(conv(3, 8)), conv(8, 6), nn.Flatten(), nn.Linear(6 * 64, 2))
+    graph, _ = cut(model, PICTURE)
+    assert [atom.name for atom in graph.atoms] == ["1"]
+    assert "TorchScript" in graph.frozen["0.weight:0"]
+    assert model(PICTURE).shape == (2, 2)
+
+
+def test_weights_that_share_memory_but_are_not_the_same_parameter_still_share_it():
+    words, head = nn.Embedding(11, 8), nn.Linear(8, 11, bias=False)
+    head.weight.data = words.weight.data
+    model = nn.Sequential(words, nn.Linear(8, 9), nn.ReLU(), nn.Linear(9, 8), head)
+    graph, _ = cut(model, torch.arange(6).view(2, 3))
+    assert [atom.name for atom in graph.atoms] == ["1"]
+    assert "memory" in graph.frozen["0.weight:1"]
+    assert words.weight.data_ptr() == head.weight.data_ptr()

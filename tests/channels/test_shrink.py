@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_sparse.channels import analyse, kept_indices, mask, shrink
+from lightning_sparse.channels import analyse, kept_indices, mask, probe, shrink
 from lightning_sparse.channels.atoms import Atom, Graph, Place
 from lightning_sparse.channels.attributes import fix
 from lightning_sparse.channels.journal import undoable
@@ -99,6 +99,8 @@ def test_a_stale_graph_is_refused():
     shrink(model, graph, KEPT)
     with pytest.raises(ValueError, match=r"0\.weight has the shape \[3, 3, 3, 3\], and had \[6, 3, 3, 3\]"):
         shrink(model, graph, KEPT)
+    with pytest.raises(ValueError, match="analyse the model anew"):
+        probe(model, graph, lambda: model(X))
 
 
 @pytest.mark.parametrize(
@@ -145,6 +147,7 @@ def test_the_journal_puts_back_what_a_run_changes():
         resize(model.weight, (5,))
     after = everything(model)
     assert after[1:] == before[1:]
+    assert after[0].keys() == before[0].keys()
     assert not hasattr(model, "last")
     assert model.seen.item() == 0
 

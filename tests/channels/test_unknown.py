@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from channels.zoo import Net, conv, pooled
+from channels.kinds import Net, conv, pooled
 from torch import nn
 
 from lightning_sparse.channels.probe import probe

@@ -4,7 +4,7 @@ import math
 
 import torch
 import torch.nn.functional as F
-from channels.zoo import Net, chain, image, kind, noise
+from channels.kinds import Net, chain, image, kind, noise
 from torch import nn
 
 SEQUENCE = image(2, 6, 5)

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from channels.zoo import PICTURE, Net, chain, conv, conv_bn, image, kind, noise, pooled
+from channels.kinds import PICTURE, Net, chain, conv, conv_bn, image, kind, noise, pooled
 from torch import Tensor, nn
 
 

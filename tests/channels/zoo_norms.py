@@ -2,7 +2,7 @@
 
 import torch
 import torch.nn.functional as F
-from channels.zoo import Net, chain, conv, image, kind, noise, pooled
+from channels.kinds import Net, chain, conv, image, kind, noise, pooled
 from torch import nn
 from torch.nn.utils import parametrizations, prune
 

@@ -2,7 +2,7 @@
 
 import torch
 import torch.nn.functional as F
-from channels.zoo import Net, chain, conv, conv_bn, image, kind, noise, pooled
+from channels.kinds import Net, chain, conv, conv_bn, image, kind, noise, pooled
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 

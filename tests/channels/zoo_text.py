@@ -2,7 +2,7 @@
 
 import torch
 import torch.nn.functional as F
-from channels.zoo import Net, chain, conv, image, kind, noise, tokens
+from channels.kinds import Net, chain, conv, image, kind, noise, tokens
 from torch import nn
 
 WORDS = tokens(11, 2, 6)

@@ -2,7 +2,7 @@
 
 import torch
 import torch.nn.functional as F
-from channels.zoo import Net, conv, kind, noise
+from channels.kinds import Net, conv, kind, noise
 from torch import nn
 
 
