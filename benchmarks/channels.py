@@ -10,12 +10,13 @@ import json
 import time
 from collections.abc import Callable
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
-from record import Row, versions
+from record import Row, read, versions
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import BatchSampler, DataLoader, RandomSampler, TensorDataset
@@ -136,6 +137,32 @@ def run(arm: str, seed: int, settings: argparse.Namespace) -> Row:
         "accuracy": round(accuracy(model, data(settings.data, "test", 10_000)), 2),
         "params": sum(p.numel() for p in model.parameters()), **versions(),
     }  # fmt: skip
+
+
+def table(path: Path = RESULTS) -> str:
+    """Medians over the seeds; seconds are CPU time, so that what else ran on the machine counts little."""
+    rows = read(path)
+    lines = ["| run | whole fit | of dense | epochs, s | accuracy | parameters |", "|---|---|---|---|---|---|"]
+    whole = median(float(r["fit_work_seconds"]) for r in rows if r["arm"] == "dense")
+    for arm in ARMS:
+        mine = [r for r in rows if r["arm"] == arm]
+        fit = median(float(r["fit_work_seconds"]) for r in mine)
+        epochs = zip(*(r["epoch_work_seconds"] for r in mine), strict=True)
+        accuracies = ", ".join(f"{r['accuracy']:.2f}" for r in mine)
+        times = " ".join(f"{median(epoch):.1f}" for epoch in epochs)
+        lines.append(f"| {arm} | {fit:.0f} s | {fit / whole:.0%} | {times} | {accuracies} | {mine[-1]['params']:,} |")
+    return "\n".join(lines)
+
+
+def ratios(path: Path = RESULTS) -> str:
+    """Of each cut of the live run: an epoch's time after and before it, beside the FLOPs."""
+    live = [r for r in read(path) if r["arm"] == "live"]
+    lines = ["| cut | epoch after / before | FLOPs after / before |", "|---|---|---|"]
+    for cut in (1, 2):
+        times = median(r["epoch_work_seconds"][cut] / r["epoch_work_seconds"][cut - 1] for r in live)
+        flops = median(r["flops"][cut] / r["flops"][cut - 1] for r in live)
+        lines.append(f"| {cut} | {times:.3f} | {flops:.3f} |")
+    return "\n".join(lines)
 
 
 def main() -> None:

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import torch
 from lightning.pytorch import LightningModule
-from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim.lr_scheduler import MultiStepLR
@@ -19,6 +18,8 @@ VGG16 = (64, 64, "M", 128, 128, "M", 256, 256, 256, "M", 512, 512, 512, "M", 512
 
 def load(path: Path, part: str) -> tuple[Tensor, Tensor]:
     """Images, normalised, float [n, 3, 32, 32], and labels int64 [n]."""
+    from PIL import Image  # only here: the tables are made without it
+
     raw = np.load(path)
     data, ends = raw[f"jpg_{part}"], raw[f"off_{part}"]
     images = [np.asarray(Image.open(io.BytesIO(data[a:b].tobytes()))) for a, b in itertools.pairwise(ends)]

@@ -19,6 +19,12 @@ from torch.utils.data import DataLoader
 from lightning_sparse import Regularizer
 
 RESULTS = Path(__file__).parent / "results" / "slimming.jsonl"
+WORDS = {
+    "trained": "with L1 on gammas",
+    "fine-tuned": "30 % of its channels, trained on",
+    "scratch": "the same widths from scratch",
+    "unpruned, trained on": "all channels, trained on",
+}
 SHARES = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2)
 
 
@@ -70,6 +76,20 @@ def slimmed(model: VGG, keep: float) -> VGG:
     if keep < 1:
         slim(small.net, torch.zeros(2, 3, 32, 32), keep, criterion="gamma", scope="global", round_to=1)
     return small
+
+
+def table(path: Path = RESULTS) -> str:
+    """Accuracy of every share without training on, and of what was trained on."""
+    rows = read(path)
+    lines = ["| channels that stay | parameters | accuracy, not trained on |", "|---|---|---|"]
+    lines += [f"| {r['keep']:.0%} | {r['params']:,} | {r['accuracy']:.2f} |" for r in rows if r["part"] == "pruned"]
+    lines += ["", "| trained | epochs | parameters | accuracy |", "|---|---|---|---|"]
+    lines += [
+        f"| {WORDS[str(r['part'])]} | {r['epochs']} | {r['params']:,} | {r['accuracy']:.2f} |"
+        for r in rows
+        if r["part"] in WORDS
+    ]
+    return "\n".join(lines)
 
 
 def main() -> None:
