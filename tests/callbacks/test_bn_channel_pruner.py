@@ -11,8 +11,6 @@ from torch import nn
 from torch.nn import functional as F
 from torchmetrics import MeanMetric
 
-from lightning_sparse.channels.latency import Trial
-
 NORMS = ("bn", "block.bn1", "block.bn2", "bn3")
 
 
@@ -275,29 +273,3 @@ def test_metrics_of_the_model_count_its_own_batches_only():
     model = Counting()
     fit(pruner(0.5), model=model)
     assert float(model.mean.weight) == 36.0
-
-
-def test_latency_is_a_target_too(monkeypatch):
-    """With a clock that says what share of channels is left."""
-
-    class Clock:
-        where, runs = "a clock", 1
-
-        def __init__(self, model, graph, run):
-            self.run = run
-
-        def time(self, kept):
-            assert self.run().ndim == 0  # a training step on a real batch
-            share = sum(map(len, kept.values())) / CHANNELS
-            return Trial(share, 1.0, share)
-
-    monkeypatch.setattr("lightning_sparse.channels.decide.Stopwatch", Clock)
-    model, _, _ = fit(pruner(0.5, target="latency"))
-    assert sum(widths(model)) == pytest.approx(18, abs=1)
-
-
-def test_a_threshold_takes_what_is_below_it_every_time():
-    watch = Watch()
-    fit(pruner(threshold=0.3, every=1, scope="global"), watch, max_epochs=-1, max_steps=36)
-    assert watch.widths[0] == (16, 8, 12)
-    assert sum(watch.widths[1]) < 36
