@@ -1,4 +1,4 @@
-"""Real MNIST and LeNet-300-100, as the other examples use them.
+"""Real MNIST, LeNet-300-100, and two convolutional networks with BatchNorm, as the other examples use them.
 
 Nothing here knows of sparsity: this is the code that a user already has.
 """
@@ -79,3 +79,38 @@ class LeNet(LightningModule):
         steps = int(self.trainer.estimated_stepping_batches)
         cosine = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": cosine, "interval": "step"}}
+
+
+class Residual(nn.Module):
+    """Two convolutions beside an identity."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.first = nn.Sequential(nn.Conv2d(width, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU())
+        self.second = nn.Sequential(nn.Conv2d(width, width, 3, padding=1, bias=False), nn.BatchNorm2d(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(x + self.second(self.first(x)))
+
+
+class ConvNet(LeNet):
+    """A small VGG, or ResNet, with BatchNorm; trained as LeNet is.
+
+    Args:
+        kind: "vgg" or "resnet".
+        width: channels of the first layers; twice as many after the first pooling.
+        lr: peak learning rate.
+    """
+
+    def __init__(self, kind: str = "vgg", width: int = 16, lr: float = 0.05) -> None:
+        super().__init__(lr)
+
+        def conv(inputs: int, outputs: int) -> list[nn.Module]:
+            return [nn.Conv2d(inputs, outputs, 3, padding=1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU()]
+
+        def stage(channels: int) -> list[nn.Module]:
+            return [Residual(channels), Residual(channels)] if kind == "resnet" else conv(channels, channels)
+
+        head = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(2 * width, 10)]
+        start = [nn.Unflatten(1, (1, 28)), nn.MaxPool2d(2), *conv(1, width), *stage(width), nn.MaxPool2d(2)]
+        self.net = nn.Sequential(*start, *conv(width, 2 * width), *stage(2 * width), *head)

@@ -18,7 +18,17 @@ from lightning_sparse.algorithms import (
     Static,
     SynFlow,
 )
-from lightning_sparse.callbacks import DensityLogger, MaskUpdater, Regularizer
+from lightning_sparse.callbacks import (
+    BNChannelPruner,
+    DensityLogger,
+    MaskUpdater,
+    Regularizer,
+    load_from_checkpoint,
+)
+from lightning_sparse.channels.criterion import Criterion
+from lightning_sparse.channels.report import ChannelReport
+from lightning_sparse.channels.restore import ShapeFollowing
+from lightning_sparse.channels.slim import slim
 from lightning_sparse.core.algorithm import Algorithm
 from lightning_sparse.core.grouped import NM, FanIn
 from lightning_sparse.core.param import SparseParam
@@ -49,10 +59,13 @@ __all__ = [
     "SRSTE",
     "STR",
     "Algorithm",
+    "BNChannelPruner",
     "Block",
     "Channel",
+    "ChannelReport",
     "ConstantSchedule",
     "CosineSchedule",
+    "Criterion",
     "CubicSchedule",
     "DensityLogger",
     "DropGrow",
@@ -69,6 +82,7 @@ __all__ = [
     "RigL",
     "SRigL",
     "Schedule",
+    "ShapeFollowing",
     "SparseMomentum",
     "SparseParam",
     "Sparsifier",
@@ -77,5 +91,7 @@ __all__ = [
     "SynFlow",
     "TopKAST",
     "Unstructured",
+    "load_from_checkpoint",
     "plan",
+    "slim",
 ]

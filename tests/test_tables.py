@@ -78,6 +78,11 @@ def test_the_table_of_updates_is_what_was_measured(monkeypatch):
     assert updates.table(json.loads(updates.RESULTS.read_text())) in (ROOT / "docs" / "overhead.md").read_text()
 
 
+@pytest.mark.parametrize(("name", "table"), [("channels", "table"), ("channels", "ratios"), ("slimming", "table")])
+def test_the_tables_of_channels_are_what_was_measured(name, table, monkeypatch):
+    assert getattr(load(name, monkeypatch), table)() in (ROOT / "docs" / "channels.md").read_text()
+
+
 @pytest.mark.parametrize("name", ["accuracy", "fashion"])
 def test_a_row_of_another_recipe_does_not_count(name, monkeypatch):
     module = load(name, monkeypatch)

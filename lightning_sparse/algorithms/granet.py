@@ -125,6 +125,12 @@ class GraNet(DropGrow):
         share = self.fraction(step, int(self.stop))
         return {p.name: self.regenerate(p, pruned[p.name], share) for p in params}
 
+    def resized(self, p: SparseParam, share: float) -> None:
+        """The ramp starts from the same share of a weight that has lost channels."""
+        if "start" in p.state:
+            count = min(max(round(int(p.state["start"]) * share), p.target), p.size)
+            p.state["start"] = torch.tensor(count, device=p.mask.device)
+
     def regenerate(self, p: SparseParam, pruned: Tensor, share: float) -> Tensor:
         """As many weights as in ``pruned``, of which a share (or as many as can be grown) is exchanged."""
         count = int(pruned.count_nonzero())

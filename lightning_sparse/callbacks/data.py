@@ -72,7 +72,7 @@ def _fresh(loader: Any, seed: int) -> Any:
         return DataLoader(dataset, batch_sampler=_copied(loader.batch_sampler), **how)
     own = loader.sampler
     injected = isinstance(own, DistributedSampler) and own.dataset is loader.dataset
-    if type(own) in (RandomSampler, SequentialSampler) or injected:
+    if type(own) in (RandomSampler, SequentialSampler) or injected or type(own).__module__.startswith("torchdata."):
         order = torch.Generator().manual_seed(seed)
         shuffled = _shuffled(dataset if injected else own, order)
         return DataLoader(dataset, batch_size=loader.batch_size, sampler=shuffled, generator=order, **how)
@@ -138,7 +138,7 @@ class TrainerLoss:
             MisconfigurationException: if the step returns something else.
         """
         with self._trainer.precision_plugin.train_step_context():
-            output = model.training_step(*_arguments(model, batch))
+            output = model.training_step(*step_arguments(model, batch))
         value = output["loss"] if isinstance(output, dict) and "loss" in output else output
         if not isinstance(value, Tensor):
             raise MisconfigurationException(
@@ -147,7 +147,7 @@ class TrainerLoss:
         return value
 
 
-def _arguments(model: Any, batch: Any) -> list[Any]:
+def step_arguments(model: Any, batch: Any) -> list[Any]:
     """As Lightning calls it: with a batch index where the signature has room for one."""
     parameters = inspect.signature(model.training_step).parameters
     room = len(parameters) >= 2 or any(p.kind is p.VAR_POSITIONAL for p in parameters.values())

@@ -1,6 +1,7 @@
 """Watching sparsity: scalars for any logger, pictures where the logger can show them, two tables."""
 
 import weakref
+from math import prod
 from typing import Any
 
 from lightning_sparse.callbacks.base import (
@@ -9,6 +10,8 @@ from lightning_sparse.callbacks.base import (
     rank_zero_info,
     without_model,
 )
+from lightning_sparse.callbacks.bn_channel_pruner import BNChannelPruner
+from lightning_sparse.callbacks.channels_logged import channel_details, channel_scalars
 from lightning_sparse.callbacks.charts import add_layout, show_masks, show_weights
 from lightning_sparse.callbacks.mask_updater import MaskUpdater
 from lightning_sparse.core.errors import raise_problems
@@ -20,12 +23,16 @@ from lightning_sparse.watch import SparsityWatch
 
 
 class DensityLogger(Callback):
-    """Logs what a MaskUpdater does, and prints a table at the start and at the end of a fit.
+    """Logs what a MaskUpdater and a BNChannelPruner do, and prints a table at the start and at the end of a fit.
 
     ``density``, ``nonzero_density`` and ``flops_share`` go through ``LightningModule.log``: ModelCheckpoint and
     EarlyStopping can monitor them. Per layer ``density/<layer>`` and ``nonzero/<layer>``, and for the masks' health
     ``masks/changed``, ``masks/explored``, ``masks/overlap``, ``masks/dead_inputs``, ``masks/dead_outputs`` and
     ``masks/training_flops_share`` go to every logger, the same keys from step 0 on.
+
+    Of a BNChannelPruner it logs ``<name>/channels`` and ``<name>/flops_share``, shares of what there was before the
+    first cut, and ``<name>/channels/<layer>``, channels that are left. The densities and ``flops_share`` above are of
+    the model as it is then.
 
     A grown weight is zero until it has learned, so the non-zero share lags behind the density. FLOPs are those of
     hardware that skips zeros, counted on the first batch.
@@ -70,6 +77,7 @@ class DensityLogger(Callback):
         self._model: weakref.ref[Any] | None = None
         self._first: tuple[int, dict[str, float], dict[str, float]] | None = None
         self._started, self._anew, self._moves, self._steps = False, True, (0, 0), 0
+        self._shapes: dict[str, tuple[int, ...]] = {}
 
     @property
     def state_key(self) -> str:
@@ -78,8 +86,11 @@ class DensityLogger(Callback):
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """There must be something to log."""
-        if stage == "fit" and not any(isinstance(callback, MaskUpdater) for callback in trainer.callbacks):
-            raise MisconfigurationException("DensityLogger found no MaskUpdater; add one to Trainer(callbacks=[...])")
+        known = any(isinstance(callback, MaskUpdater | BNChannelPruner) for callback in trainer.callbacks)
+        if stage == "fit" and not known:
+            raise MisconfigurationException(
+                "DensityLogger found no MaskUpdater; add one, or a BNChannelPruner, to Trainer(callbacks=[...])"
+            )
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Count FLOPs on the first batch; the hooks are gone after it."""
@@ -92,9 +103,10 @@ class DensityLogger(Callback):
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
         """The first entry: every key is there from step 0 on, and masks are made by now; a run that goes on has it."""
-        if not self._started:
+        if not self._started and _updaters(trainer):
             params = _params(trainer)
             self._started, self._steps, self._moves = True, _steps(trainer), _moves(trainer)
+            self._shapes = _shapes(params)
             self._anew = _log_step(trainer) == 0 or not self.watch.densities
             if self._anew:
                 self._note(trainer, params)
@@ -110,17 +122,18 @@ class DensityLogger(Callback):
         if self._steps == (steps := _steps(trainer)):
             return  # inside a window of accumulated batches, or the step was skipped
         self._steps, params = steps, _params(trainer)
-        self.watch.count(params, any(e.algorithm.needs_gradient(e.steps) for e in _engines(trainer)))
-        if self._moves != (moves := _moves(trainer)):
-            self._moves = moves
-            self._note(trainer, params)
+        if params:
+            self.watch.count(params, any(e.algorithm.needs_gradient(e.steps) for e in _engines(trainer)))
+            if self._moves != (moves := _moves(trainer)) or self._shapes != _shapes(params):
+                self._moves = moves
+                self._note(trainer, params)
         every = self.every or trainer.log_every_n_steps  # 0 in a bare trainer
         if every and (_log_step(trainer) + 1) % every == 0:
             self._log(trainer, pl_module, params)
 
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         """What can be monitored is there at the end of every epoch; histograms, where the logger has them."""
-        self._monitor(trainer, pl_module, self.watch.scalars(_params(trainer)))
+        self._monitor(trainer, pl_module, self._scalars(trainer, _params(trainer)))
         if self.histograms:
             show_weights(trainer, _params(trainer), _log_step(trainer))
 
@@ -181,7 +194,14 @@ class DensityLogger(Callback):
             self._counter.close()
             self._counter = None
 
+    def _scalars(self, trainer: Any, params: dict[str, SparseParam]) -> dict[str, float]:
+        return (self.watch.scalars(params) if params else {}) | channel_scalars(trainer)
+
     def _note(self, trainer: Any, params: dict[str, SparseParam]) -> None:
+        now = _shapes(params)
+        for name in set(now) & set(self._shapes) & set(self.watch.flops):  # channels were cut: a layer costs less
+            self.watch.flops[name] *= prod(now[name]) / prod(self._shapes[name])
+        self._shapes = now
         self.watch.note(params)
         if self.images:
             show_masks(trainer, params, self.watch.densities, _log_step(trainer))
@@ -190,9 +210,10 @@ class DensityLogger(Callback):
         return self.watch.health() | (self.watch.per_layer(params) if self.per_layer else {})
 
     def _log(self, trainer: Any, pl_module: Any, params: dict[str, SparseParam]) -> None:
-        scalars = self.watch.scalars(params)
+        scalars = self._scalars(trainer, params)
         self._monitor(trainer, pl_module, scalars)
-        self._write(trainer, scalars | self._details(params), _log_step(trainer))
+        details = (self._details(params) if params else {}) | (channel_details(trainer) if self.per_layer else {})
+        self._write(trainer, scalars | details, _log_step(trainer))
 
     def _monitor(self, trainer: Any, pl_module: Any, scalars: dict[str, float]) -> None:
         for key, value in scalars.items() if not trainer.barebones else ():
@@ -216,7 +237,12 @@ def _params(trainer: Any) -> dict[str, SparseParam]:
 
 
 def _steps(trainer: Any) -> int:
-    return sum(engine.steps for engine in _engines(trainer))
+    stepped = not trainer.fit_loop._should_accumulate()
+    return sum(engine.steps for engine in _engines(trainer)) if _updaters(trainer) else _log_step(trainer) + stepped
+
+
+def _shapes(params: dict[str, SparseParam]) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(p.mask.shape) for name, p in params.items()}
 
 
 def _moves(trainer: Any) -> tuple[int, int]:

@@ -33,7 +33,7 @@ def warn_of_dense_best(name: str, trainer: Any, sparsifier: Sparsifier) -> None:
     )
 
 
-def reset_monitors(name: str, trainer: Any) -> None:
+def reset_monitors(name: str, trainer: Any, reached: str = "the final density is reached") -> None:
     """Forget best values and patience; files that were written stay on disk."""
     for callback in watchers(trainer):
         worst = torch.tensor(torch.inf if callback.mode == "min" else -torch.inf)
@@ -42,4 +42,4 @@ def reset_monitors(name: str, trainer: Any) -> None:
             callback.best_model_path, callback.best_model_score, callback.current_score = "", None, None
         if hasattr(callback, "wait_count"):
             callback.wait_count, callback.best_score = 0, worst
-    rank_zero_info(f"{name}: the final density is reached; ModelCheckpoint and EarlyStopping begin anew")
+    rank_zero_info(f"{name}: {reached}; ModelCheckpoint and EarlyStopping begin anew")

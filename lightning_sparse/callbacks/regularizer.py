@@ -125,7 +125,7 @@ class Regularizer(Callback):
         self._backward_passes = 0
         if isinstance(self.engine, ActivationRegularizer):
             self.engine.seen, self._stepped = 0, self.engine.steps
-            self.engine.measure(_logs(trainer))
+            self.engine.measure(logs(trainer))
         elif self.engine:
             self.engine.discard()
 
@@ -133,7 +133,7 @@ class Regularizer(Callback):
         """Activations pay in this backward pass, weighed as its loss is."""
         if isinstance(self.engine, ActivationRegularizer):
             self._backward_passes += 1
-            scale = _scale(trainer, loss.device)
+            scale = scale_of(trainer, loss.device)
             self.engine.factor = (1.0 if scale is None else scale) / trainer.accumulate_grad_batches
 
     def on_after_backward(self, trainer: Any, pl_module: Any) -> None:
@@ -145,13 +145,13 @@ class Regularizer(Callback):
         """Gradients are accumulated and averaged, not yet clipped; unscaled unless a fused optimizer does that."""
         if isinstance(self.engine, WeightRegularizer):
             fused = getattr(unwrap(optimizer), "_step_supports_amp_scaling", False)
-            self.engine.add(optimizer, _scale(trainer, pl_module.device) if fused else None)
+            self.engine.add(optimizer, scale_of(trainer, pl_module.device) if fused else None)
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Log the penalty where the loss is logged."""
         if isinstance(self.engine, ActivationRegularizer):
             self._check(pl_module, self.engine)
-        if self.engine and _logs(trainer):
+        if self.engine and logs(trainer):
             pl_module.log(f"{self.name}/penalty", self.engine.value(), batch_size=1)
 
     def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
@@ -209,13 +209,13 @@ class Regularizer(Callback):
             )
 
 
-def _scale(trainer: Any, device: torch.device) -> Tensor | None:
+def scale_of(trainer: Any, device: torch.device) -> Tensor | None:
     """What a gradient scaler multiplies losses with now, if there is one."""
     scaler = getattr(trainer.precision_plugin, "scaler", None)
     return None if scaler is None else scaler.scale(torch.ones((), device=device))
 
 
-def _logs(trainer: Any) -> bool:
+def logs(trainer: Any) -> bool:
     """Whether what is logged in this batch reaches a logger."""
     every = trainer.log_every_n_steps  # 0 in a bare trainer
     return bool(every) and (trainer.fit_loop.epoch_loop._batches_that_stepped + 1) % every == 0

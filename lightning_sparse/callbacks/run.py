@@ -2,6 +2,7 @@
 
 from math import ceil, isfinite
 from typing import Any
+from weakref import WeakSet
 
 import torch
 
@@ -14,6 +15,11 @@ _REFUSED = {
     "DeepSpeedStrategy": "it steps hidden copies of the weights",
 }
 _SHARED = {"ModelParallelStrategy": "it cannot work on parameters that processes share"}
+
+
+# Data fetchers of fits that go on (Lightning makes one for each), where random states are back and loops are mended.
+_RESTORED: WeakSet[Any] = WeakSet()
+_MENDED: WeakSet[Any] = WeakSet()
 
 
 def refuse_strategy(trainer: Any, callback: str, shares: bool = False) -> None:
@@ -60,12 +66,20 @@ def gather_random_states(alone: bool) -> list[dict[str, Any]]:
 
 
 def restore_random_states(trainer: Any, states: list[dict[str, Any]]) -> None:
-    """Random states as they were when the checkpoint was written; none where another number of ranks wrote it."""
+    """Random states as they were when the checkpoint was written; none where another number of ranks wrote it.
+
+    Several callbacks may ask in one fit; the first is heard.
+    """
+    fetcher = getattr(trainer.fit_loop, "_data_fetcher", None)
+    if fetcher is not None and fetcher in _RESTORED:
+        return
     if len(states) != trainer.world_size:
         text = f"random states of {len(states)} ranks were saved and {trainer.world_size} run: they are not restored"
         rank_zero_info(text)
         return
     load_random_state(states[trainer.global_rank])
+    if fetcher is not None:
+        _RESTORED.add(fetcher)
 
 
 def mend_loops(trainer: Any) -> None:
@@ -80,10 +94,15 @@ def mend_loops(trainer: Any) -> None:
     checkpoints that follow, a run that goes on from one would train an epoch too much.
 
     ModelCheckpoint does not know what it saved before: within the first window of accumulated batches it would save the
-    same step again, without the gradients so far.
+    same step again, without the gradients so far. Several callbacks may ask in one fit; the first is heard: a stateful
+    loader can be begun once.
     """
     loop = trainer.fit_loop
     fetcher, progress = getattr(loop, "_data_fetcher", None), loop.epoch_loop.batch_progress
+    if fetcher is not None and fetcher in _MENDED:
+        return
+    if fetcher is not None:
+        _MENDED.add(fetcher)
     mid_batch = progress.current.completed < progress.current.ready  # saved in on_train_batch_end
     ended = progress.is_last_batch and (getattr(loop, "is_resuming", False) or mid_batch)
     if fetcher is not None and ended and not _is_over(trainer):

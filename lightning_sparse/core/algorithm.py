@@ -85,6 +85,14 @@ class Algorithm(ABC):
     def observe(self, params: Sequence[SparseParam], step: int) -> None:
         """Look at the dense gradients of step ``step``, where they were asked for; may write ``p.state``."""
 
+    def resized(self, p: SparseParam, share: float) -> None:
+        """A weight has lost channels, and tensors of its shape in ``p.state`` with it: mend what else is in there.
+
+        Args:
+            p: with its new mask.
+            share: new size by old size.
+        """
+
     def state_shapes(self, p: SparseParam) -> dict[str, tuple[int, ...]]:
         """The shape of everything in ``p.state``, once there is anything; what a checkpoint holds must fit it.
 

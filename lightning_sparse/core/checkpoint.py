@@ -15,7 +15,7 @@ from lightning_sparse.core.rewind import Rewinder
 
 VERSION = 1
 _TORN = "the checkpoint's masks are torn"
-_SUMMED = ("version", "algorithm", "updates", "params", "rewinder")
+_SUMMED = ("version", "algorithm", "updates", "params", "rewinder", "resized")
 _ROW: dict[str, type] = {
     "shape": list,
     "target": int,
@@ -37,6 +37,9 @@ class Saved(NamedTuple):
     states: dict[str, dict[str, Tensor]]
     latents: dict[str, Tensor | None]
     targets: dict[str, int]
+    densities: dict[str, float]
+    resized: bool
+    own: bool  # whether the same algorithm wrote it
 
 
 def pack(
@@ -47,7 +50,10 @@ def pack(
     updates: int,
     rewinder: Rewinder,
 ) -> dict[str, Any]:
-    """Everything needed to go on; loads with ``weights_only=True``. Masks take one bit a weight."""
+    """Everything needed to go on; loads with ``weights_only=True``. Masks take one bit a weight.
+
+    Where channels were cut, budgets are what is left of those that were planned for the whole model.
+    """
     state = {
         "version": VERSION,
         "algorithm": type(algorithm).__name__,
@@ -67,11 +73,14 @@ def pack(
         },
         "rewinder": rewinder.state_dict(),
     }
-    return {**state, "checksum": _checksum(state)}
+    own = {"resized": {name: p.density for name, p in params.items()}} if _resized(params) else {}
+    return {**state, **own, "checksum": _checksum({**state, **own})}
 
 
 def unpack(state: Mapping[str, Any], params: Mapping[str, SparseParam], algorithm: Algorithm) -> Saved:
     """Read what :func:`pack` wrote, after checking that it fits; nothing is changed.
+
+    Where channels were cut, in the state or here, its budgets are taken as they are.
 
     Raises:
         ValueError: if it was written for other layers, shapes or densities, by another version, or is torn.
@@ -80,7 +89,8 @@ def unpack(state: Mapping[str, Any], params: Mapping[str, SparseParam], algorith
         raise ValueError(f"cannot read a mask state of version {state.get('version')!r}; this is version {VERSION}")
     rows = state["params"]
     raise_problems(_gaps(state), _TORN)
-    raise_problems(_misfits(rows, params), "the checkpoint's masks do not fit this model")
+    resized = _resized(params) or "resized" in state
+    raise_problems(_misfits(rows, params, resized), "the checkpoint's masks do not fit this model")
     masks = _masks(state)
     misfits = [
         f"{name}: its mask is not {p.pattern}; use the pattern it was trained with"
@@ -88,7 +98,8 @@ def unpack(state: Mapping[str, Any], params: Mapping[str, SparseParam], algorith
         if not p.holds(masks[name].to(p.mask.device))
     ]
     raise_problems(misfits, "the checkpoint's masks do not fit this pattern")
-    live, target = sum(row["live"] for row in rows.values()), sum(p.target for p in params.values())
+    live = sum(row["live"] for row in rows.values())
+    target = sum(rows[name]["target"] if resized else p.target for name, p in params.items())
     if state["algorithm"] != type(algorithm).__name__:
         if live != target:
             raise ValueError(
@@ -109,7 +120,24 @@ def unpack(state: Mapping[str, Any], params: Mapping[str, SparseParam], algorith
         {name: row["state"] for name, row in rows.items()},
         {name: row.get("latent") for name, row in rows.items()},
         {name: row["target"] for name, row in rows.items()},
+        _densities(state, params) if resized else {},
+        "resized" in state,
+        state["algorithm"] == type(algorithm).__name__,
     )
+
+
+def fill(params: Mapping[str, SparseParam], saved: Saved) -> None:
+    """Give the parameters what was found; masks and budgets only where another algorithm wrote the rest."""
+    for name, p in params.items():
+        p.set_mask(saved.masks[name])
+        p.resized, p.target, p.density = saved.resized, saved.targets[name], saved.densities.get(name, p.density)
+        p.state = {key: value.clone().to(p.mask.device) for key, value in saved.states[name].items() if saved.own}
+        latent = saved.latents[name] if saved.own else None
+        p.latent = None if latent is None else latent.to(p.place.weight, copy=True)
+
+
+def _resized(params: Mapping[str, SparseParam]) -> bool:
+    return any(p.resized for p in params.values())
 
 
 def _checksum(state: Mapping[str, Any]) -> int:
@@ -162,6 +190,11 @@ def _masks(state: Mapping[str, Any]) -> Masks:
     return masks
 
 
+def _densities(state: Mapping[str, Any], params: Mapping[str, SparseParam]) -> dict[str, float]:
+    known = state.get("resized", {})
+    return {n: float(known.get(n, row["target"] / params[n].size)) for n, row in state["params"].items()}
+
+
 def _strays(rows: Mapping[str, Any], params: Mapping[str, SparseParam], algorithm: Algorithm) -> list[str]:
     """Where the algorithm's own state is not what this algorithm keeps; empty is fine, unless weights are latent."""
     problems = []
@@ -175,18 +208,18 @@ def _strays(rows: Mapping[str, Any], params: Mapping[str, SparseParam], algorith
     return problems
 
 
-def _misfits(rows: Mapping[str, Any], params: Mapping[str, SparseParam]) -> list[str]:
+def _misfits(rows: Mapping[str, Any], params: Mapping[str, SparseParam], resized: bool) -> list[str]:
     problems = [f"{name} is sparse in the checkpoint, but not here" for name in rows if name not in params]
     problems += [f"{name} is sparse here, but not in the checkpoint" for name in params if name not in rows]
     shared, same = all(p.scope == "global" for p in params.values()), not problems
     was, now = sum(row["target"] for row in rows.values()), sum(p.target for p in params.values())
-    if same and shared and was != now:
+    if same and shared and was != now and not resized:
         problems.append(f"the budget is {was} live weights in the checkpoint and {now} here: use the density it had")
     for name, p in params.items():
         row = rows.get(name)
         if row is not None and list(row["shape"]) != list(p.mask.shape):
             problems.append(f"{name} has shape {list(row['shape'])} in the checkpoint and {list(p.mask.shape)} here")
-        elif row is not None and same and not shared and row["target"] != p.target:  # other layers, other budgets
+        elif row is not None and same and not shared and row["target"] != p.target and not resized:
             problems.append(
                 f"{name} has a budget of {row['target']} live weights in the checkpoint and {p.target} here: use the "
                 "density and allocation it was trained with, or load only its weights and start with init='magnitude'"

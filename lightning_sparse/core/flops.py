@@ -34,7 +34,7 @@ def count_flops(model: nn.Module, inputs: Any) -> Costs:
     with FlopCounter(model) as counter, torch.no_grad(), torch.random.fork_rng(devices=[]):
         model.eval()
         try:
-            _call(model, inputs)
+            call(model, inputs)
         finally:
             for module, mode in modes.items():
                 module.training = mode
@@ -152,10 +152,13 @@ def batch_size(inputs: Any) -> int | None:
     return next((size for part in parts if (size := batch_size(part)) is not None), None)
 
 
-def _call(model: nn.Module, inputs: Any) -> None:
+def call(model: nn.Module, inputs: Any) -> Any:
+    """What the model puts out for a tensor, a tuple of arguments or a dict of keyword arguments.
+
+    Example:
+        >>> call(nn.Identity(), {"input": torch.ones(1)}), call(nn.Identity(), (torch.ones(1),))
+        (tensor([1.]), tensor([1.]))
+    """
     if isinstance(inputs, dict):
-        model(**inputs)
-    elif isinstance(inputs, tuple | list):
-        model(*inputs)
-    else:
-        model(inputs)
+        return model(**inputs)
+    return model(*inputs) if isinstance(inputs, tuple | list) else model(inputs)

@@ -89,6 +89,12 @@ def start_latents(algorithm: Algorithm, params: Sequence[SparseParam]) -> None:
         algorithm.prepare(params)
 
 
+def unreached(algorithm: Algorithm, params: Mapping[str, SparseParam], total_steps: int | None) -> str:
+    """What of a density that was asked for a run of that length does not reach; empty when all is well."""
+    steered = any(p.latent is not None and not p.free for p in params.values())
+    return algorithm.unfinished(total_steps) if steered and isinstance(algorithm, Latent) else ""
+
+
 def latents(params: Sequence[SparseParam]) -> list[SparseParam]:
     """Those whose weights are computed from latent ones."""
     return [p for p in params if p.latent is not None]

@@ -61,9 +61,19 @@ def tell_mask(optimizer: Optimizer, p: SparseParam) -> None:
 
 def sweep(optimizer: Optimizer, params: Sequence[SparseParam]) -> None:
     """Zero dead state after a step of an optimizer that may fill it whatever the gradient (eps, first step sizes)."""
-    if type(optimizer) not in _STAYS_ZERO:
+    if sweeps(optimizer):
         for p in params:
             mask_state(optimizer, p.place.weight, p.mask)
+
+
+def sweeps(optimizer: Optimizer) -> bool:
+    """Whether a step may fill state that was zero though the gradient is zero.
+
+    Example:
+        >>> sweeps(torch.optim.SGD([torch.zeros(1)], lr=0.1)), sweeps(torch.optim.Rprop([torch.zeros(1)]))
+        (False, True)
+    """
+    return type(optimizer) not in _STAYS_ZERO
 
 
 def mask_history(optimizer: Optimizer, params: Sequence[SparseParam]) -> None:

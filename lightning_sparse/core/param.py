@@ -5,11 +5,11 @@ from collections.abc import Mapping
 from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lightning_sparse.core.masks import all_bits
 from lightning_sparse.core.patterns import Pattern, Unstructured, outputs_first, seen
-from lightning_sparse.core.select import Target, inputs_first
+from lightning_sparse.core.select import Target, clean, inputs_first
 from lightning_sparse.core.sharded import full, is_sharded, local, same_places, shard_like
 
 Init = Literal["random", "magnitude"]
@@ -64,6 +64,7 @@ class SparseParam:
         self.noisy = False  # whether the weight is a sample of what it stands for
         self.written = (-1, 0)  # version and place of the weight as the engine left it
         self.step = 0
+        self.resized = False  # whether the weight has lost channels, or another one of the model
         self.set_mask(torch.ones(place.weight.shape, dtype=torch.bool))
         self._shape = seen(place)
         # a free pattern needs no order: ties then go by the index in the weight as it is stored
@@ -155,6 +156,13 @@ class SparseParam:
         self.bits = all_bits(shard_like(self.mask, weight), weight.dtype)
         self._sharded = is_sharded(weight)
 
+    def refit(self, mask: Tensor) -> float:
+        """Follow the weight to another shape, with a mask for it; returns new by old size (the engine's business)."""
+        before, weight = self.size, self.place.weight
+        self.size, self._shape = weight.numel(), seen(self.place)
+        self.set_mask(mask)
+        return self.size / before
+
     def bits_for(self, tensor: Tensor) -> Tensor:
         """The mask's bits for what this process holds of a gradient (the engine's business)."""
         if same_places(tensor, self.place.weight):
@@ -165,3 +173,11 @@ class SparseParam:
 def densities(params: Mapping[str, SparseParam]) -> dict[str, float]:
     """Live share of each parameter."""
     return {name: p.live / p.size for name, p in params.items()}
+
+
+def mask_shadow(params: Mapping[str, SparseParam], model: nn.Module) -> None:
+    """Zero in another model of these parameters, such as a moving average, what their masks leave out."""
+    for name, weight in model.named_parameters():
+        p = params.get(clean(name)) or params.get(clean(name).removeprefix("module."))
+        if p is not None:
+            local(weight).masked_fill_(~shard_like(p.mask.to(weight.device), weight), 0.0)

@@ -120,9 +120,9 @@ def settle(plan: Plan, params: Mapping[str, SparseParam]) -> Plan:
     for row in plan.layers:
         p = params[row.name]
         got = p.live if near else p.target
-        if got != row.live:
+        if got != row.live or p.size != row.size:  # of other size where channels were cut
             p.density = got / p.size
-            row = replace(row, live=got, density=p.density)
+            row = replace(row, live=got, density=p.density, shape=tuple(p.mask.shape), dense_flops=None)
         rows.append(row)
     return replace(plan, layers=tuple(rows))
 

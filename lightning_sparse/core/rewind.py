@@ -2,7 +2,7 @@
 
 import copy
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -13,6 +13,9 @@ from torch.utils.hooks import RemovableHandle
 from lightning_sparse.core.algorithm import Algorithm
 from lightning_sparse.core.optstate import carry_state, forget
 from lightning_sparse.core.param import SparseParam
+from lightning_sparse.core.resize import taken
+from lightning_sparse.core.select import clean
+from lightning_sparse.core.surgery import Cuts
 
 
 class Rewind(NamedTuple):
@@ -191,6 +194,27 @@ class Rewinder:
         """Another run begins: it has a start of its own."""
         self.rest()
         self._saved, self._step, self._idle = {}, None, []
+
+    def resize(self, cuts: Cuts, optimizers: Iterable[Optimizer]) -> None:
+        """Channels were cut out of the model: what is saved loses the same.
+
+        Args:
+            cuts: indices that stay, by parameter and dimension.
+            optimizers: those of the run.
+        """
+        names = {id(weight): clean(name) for name, weight in self._model.named_parameters()}
+        idle = {f"#{i}": other for i, held in enumerate(self._idle, start=1) if (other := held()) is not None}
+        stepping = {names.get(id(weight), ""): other for other in optimizers for weight in _weights(other)} | idle
+        for key, saved in self._saved.items():
+            rows = [cuts.get(names.get(id(weight), ""), {}) for weight in _weights(stepping[key])]
+            shapes = [value.shape for value in saved.values]
+            values = [taken(v, dims, v.shape) for v, dims in zip(saved.values, rows, strict=True)]
+            state = {
+                i: {k: taken(v, rows[i], shapes[i]) if isinstance(v, Tensor) else v for k, v in row.items()}
+                for i, row in saved.state.items()
+            }
+            buffers = {name: taken(v, cuts.get(clean(name), {}), v.shape) for name, v in saved.buffers.items()}
+            self._saved[key] = Rewind(values, state, buffers)
 
     def state_dict(self) -> dict[str, Any]:
         """Tensors and plain containers; empty where nothing is kept."""

@@ -10,19 +10,21 @@ from torch.optim import Optimizer
 
 from lightning_sparse.core.algorithm import Algorithm, Masks
 from lightning_sparse.core.allocation import AllocationName
-from lightning_sparse.core.checkpoint import pack, unpack
+from lightning_sparse.core.checkpoint import fill, pack, unpack
 from lightning_sparse.core.follower import zero
 from lightning_sparse.core.followers import Followers
 from lightning_sparse.core.forward import ForwardHooks
-from lightning_sparse.core.latent import Latent, centre, settle_latents, show, start_latents
-from lightning_sparse.core.param import Init, SparseParam, densities
+from lightning_sparse.core.hooks import unwrap
+from lightning_sparse.core.latent import Latent, centre, settle_latents, show, start_latents, unreached
+from lightning_sparse.core.param import Init, SparseParam, densities, mask_shadow
 from lightning_sparse.core.patterns import Pattern
 from lightning_sparse.core.plan import Density
 from lightning_sparse.core.prepare import prepare, settle, settle_targets
 from lightning_sparse.core.probe import Loss, Probe, first_masks
+from lightning_sparse.core.resize import fit_shapes, resize_params
 from lightning_sparse.core.rewind import Rewinder
-from lightning_sparse.core.select import clean
-from lightning_sparse.core.sharded import local, reshard, shard_like
+from lightning_sparse.core.sharded import reshard
+from lightning_sparse.core.surgery import Cuts
 
 
 class Sparsifier:
@@ -212,22 +214,25 @@ class Sparsifier:
 
     def too_short(self, total_steps: int | None) -> str:
         """What will not happen in a run of that length, and the way out; empty when all is well."""
-        steered = any(p.latent is not None and not p.free for p in self.params.values())
-        text = self.algorithm.unfinished(total_steps) if steered and isinstance(self.algorithm, Latent) else ""
-        return text or self.algorithm.too_short(total_steps)
+        return unreached(self.algorithm, self.params, total_steps) or self.algorithm.too_short(total_steps)
 
     @torch.no_grad()
     def shadow(self, model: nn.Module) -> None:
         """Mask a moving average of the model too: an average over different masks is dense."""
-        for name, weight in model.named_parameters():
-            p = self.params.get(clean(name)) or self.params.get(clean(name).removeprefix("module."))
-            if p is not None:
-                local(weight).masked_fill_(~shard_like(p.mask.to(weight.device), weight), 0.0)
+        mask_shadow(self.params, model)
 
     def finalize(self) -> None:
         """Training is over: zero what is dead once more and let go. The model is plain, with zeros in its weights."""
         self.detach()
         settle_latents(list(self.params.values()))
+        self._zero()
+
+    def resize(self, cuts: Cuts, optimizers: Iterable[Optimizer] = ()) -> None:
+        """Channels were cut to these indices: masks follow. Call `detach` before the cut and `attach` after this."""
+        self._rewinder.resize(cuts, map(unwrap, optimizers))
+        resize_params(self.params, cuts, self.algorithm, self._followers.steps)
+        self.plan = settle(self.plan, self.params)
+        show(self.algorithm, list(self.params.values()))
         self._zero()
 
     def state_dict(self) -> dict[str, Any]:
@@ -241,20 +246,15 @@ class Sparsifier:
         Raises:
             ValueError: if it belongs to another model or density, or is torn; nothing is changed then.
         """
+        fit_shapes(self.params)
         saved = unpack(state, self.params, self.algorithm)
         reshard(self._model)
         followed = self._followers.optimizers
         self.detach()
         self._followers.count_from(saved.steps, saved.overdue)
         self.updates = saved.updates
-        own = state["algorithm"] == type(self.algorithm).__name__  # else only its masks and counts are of use
-        for name, p in self.params.items():
-            p.set_mask(saved.masks[name])
-            p.target = saved.targets[name]
-            p.state = {key: value.clone().to(p.mask.device) for key, value in saved.states[name].items() if own}
-            latent = saved.latents[name] if own else None
-            p.latent = None if latent is None else latent.to(p.place.weight, copy=True)
-        if not own:
+        fill(self.params, saved)
+        if not saved.own:  # only its masks and counts are of use
             start_latents(self.algorithm, list(self.params.values()))
         self._rewinder.load_state_dict(state.get("rewinder", {}), self.algorithm, saved.steps)
         show(self.algorithm, list(self.params.values()))

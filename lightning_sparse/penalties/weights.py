@@ -12,7 +12,7 @@ from lightning_sparse.core.hooks import unwrap
 from lightning_sparse.core.select import Target
 from lightning_sparse.penalties.base import Penalty
 from lightning_sparse.penalties.choose import argument_problems, chosen_gammas, chosen_weights, outputs_first
-from lightning_sparse.penalties.steps import Stepper, Steppers, final
+from lightning_sparse.penalties.steps import Group, Stepper, Steppers, final
 from lightning_sparse.penalties.strength import Strength, Strengths
 
 
@@ -31,6 +31,8 @@ class WeightRegularizer:
         on: "weights", or "gammas": the weights of BatchNorm.
         proximal: whether weights are shrunk by the proximal operator, at ``lr * strength``, after each step, which
             makes exact zeros; then no gradient is added.
+        momentum: whether the proximal step is as long as the steps that a gradient makes under SGD's momentum: with
+            ``lr * (1 - dampening) / (1 - momentum)`` in the place of ``lr``.
         include: globs over parameter or module names; None takes :func:`~lightning_sparse.core.select.select`'s default
             and leaves out what the penalty does not fit.
         exclude: globs of what stays free.
@@ -67,12 +69,13 @@ class WeightRegularizer:
         optimizers: Iterable[Optimizer] = (),
         on: Literal["weights", "gammas"] = "weights",
         proximal: bool = False,
+        momentum: bool = False,
         include: Sequence[str] | None = None,
         exclude: Sequence[str] = (),
         total_steps: int | None = None,
         steps: Sequence[int] = (),
     ) -> None:
-        self.penalty, self.proximal = penalty, proximal
+        self.penalty, self.proximal, self.momentum = penalty, proximal, momentum
         problems = argument_problems(penalty, strength, on, proximal, include, exclude)
         raise_problems(problems, type(self).__name__)
         self.targets, self.left_out = list[Target](), list[str]()
@@ -159,4 +162,11 @@ class WeightRegularizer:
             strength = self._strengths(target.name, stepper.steps)
             if strength and final(target.weight) is not None:
                 weight = outputs_first(target, target.weight)
-                weight.copy_(self.penalty.prox(weight, group["lr"] * strength))
+                rate = group["lr"] * (_sum_of_steps(group) if self.momentum else 1.0)
+                weight.copy_(self.penalty.prox(weight, rate * strength))
+
+
+def _sum_of_steps(group: Group) -> float:
+    """How far one gradient moves a weight under momentum, all its steps together, in units of ``lr``."""
+    momentum = group.get("momentum", 0.0)
+    return float((1 - group.get("dampening", 0.0)) / (1 - momentum)) if momentum else 1.0

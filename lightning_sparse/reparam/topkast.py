@@ -85,6 +85,11 @@ class TopKAST(Largest):
         """Choose both sets anew."""
         return self._choose(params)
 
+    def resized(self, p: SparseParam, share: float) -> None:
+        """A stays in B."""
+        if "backward" in p.state:
+            p.state["backward"] |= p.mask
+
     def state_shapes(self, p: SparseParam) -> dict[str, tuple[int, ...]]:
         """The set B."""
         return {"backward": tuple(p.mask.shape)}
