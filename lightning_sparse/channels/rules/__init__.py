@@ -1,6 +1,6 @@
 """What operations do with channels; one file a family. An operation without a rule freezes what it touches."""
 
-from lightning_sparse.channels.rules import layers, norms, parts, pointwise, reductions, shapes, spatial
+from lightning_sparse.channels.rules import layers, losses, norms, parts, pointwise, reductions, shapes, spatial
 from lightning_sparse.channels.rules.registry import RULES, NoRule, Op, rule
 
 __all__ = [
@@ -8,6 +8,7 @@ __all__ = [
     "NoRule",
     "Op",
     "layers",
+    "losses",
     "norms",
     "parts",
     "pointwise",
