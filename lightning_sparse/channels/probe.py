@@ -64,7 +64,12 @@ def probe(model: nn.Module, graph: Graph, run: Callable[[], Any], multiple: int 
         tried |= {_key(a) for a in fresh}
         more, worse = _sift(trials, good, [_Candidate(a, policy) for a in fresh])
         good, bad = good + more, bad + worse
-    return _result(graph, [c.atom for c in good], bad, _lossy(trials, good))
+    lossy = _lossy(trials, good)
+    # a dimension of size 1 cannot be followed: of two channels, values are the only proof that the right one went
+    wrong = [c for c in lossy if c.atom.channels == 2]
+    good = [c for c in good if c not in wrong]
+    bad = bad + [(c, "without one of its two channels the model computes something else") for c in wrong]
+    return _result(graph, [c.atom for c in good], bad, lossy)
 
 
 @dataclass(frozen=True)

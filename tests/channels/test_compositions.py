@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from channels.kinds import Kind, conv, stir
 from channels.silent import chosen, far, owned, silence, tensors
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
@@ -120,6 +120,7 @@ QUIET = [HealthCheck.too_slow, HealthCheck.filter_too_much]
 
 @settings(max_examples=20, deadline=None, derandomize=True, suppress_health_check=QUIET, database=None)
 @given(programs(), st.integers(0, 99))
+@example(((("conv", 0, 0, 8), ("shuffle", 1, 1, 4), ("half", 2, 1, 4), ("grouped", 3, 1, 4)), False), 0)
 def test_silent_channels_of_any_composition_can_be_cut(program, seed):
     check(program, seed)
 
