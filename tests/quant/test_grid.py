@@ -1,0 +1,106 @@
+"""The grid of weights, by hand and against a slow restatement."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from lightning_sparse.quant.grid import BITS, Codes, output_axis, quantize, scales, snap
+
+
+def restated(rows, bits):
+    """Codes of every row by Python's arithmetic: the nearest, ties to even, but never 0 for what lives."""
+    most, found = 2 ** (bits - 1) - 1, []
+    for row in rows:
+        live = [abs(w) for w in row if w]
+        scale = (sum(live) / len(live) if bits == 2 else max(live) / most) if live else 1.0
+        found.append([int(math.copysign(min(max(round(abs(w) / scale), 1), most), w)) if w else 0 for w in row])
+    return found
+
+
+def near_a_tie(rows, bits):
+    """Where float32 may round to the other side."""
+    for row in rows:
+        live = [abs(w) for w in row if w]
+        scale = (sum(live) / len(live) if bits == 2 else max(live) / (2 ** (bits - 1) - 1)) if live else 1.0
+        if any(abs(abs(w) / scale % 1 - 0.5) < 1e-4 for w in row):
+            return True
+    return False
+
+
+weights = st.one_of(st.just(0.0), st.floats(-100, 100, width=32).filter(lambda w: abs(w) > 1e-6))
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.lists(weights, min_size=4, max_size=4), min_size=1, max_size=3), st.sampled_from(BITS))
+def test_codes_are_those_of_a_slow_restatement_and_zero_only_where_weights_are(rows, bits):
+    weight = torch.tensor(rows)
+    found = quantize(weight, bits)
+    assert torch.equal(found.codes == 0, weight == 0)
+    assert int(found.codes.abs().max()) <= 2 ** (bits - 1) - 1
+    if not near_a_tie(rows, bits):
+        assert found.codes.tolist() == restated(rows, bits)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.lists(weights, min_size=4, max_size=4), min_size=1, max_size=3), st.sampled_from(BITS))
+def test_a_weight_on_its_grid_is_code_times_scale_and_stays_where_it_is(rows, bits):
+    weight = torch.tensor(rows)
+    shown, work = weight.clone(), torch.empty_like(weight)
+    snap(shown, bits, 0, work)
+    assert torch.equal(shown, quantize(weight, bits).weight())
+    again = quantize(shown, bits)
+    assert torch.equal(again.codes, quantize(weight, bits).codes)
+
+
+def test_an_8_bit_row_worked_by_hand():
+    found = quantize(torch.tensor([[2.54, -0.05, 0.0, 0.001], [0.0, 0.0, 0.0, 0.0]]), 8)
+    assert found.codes.tolist() == [[127, -2, 0, 1], [0, 0, 0, 0]]  # 0.05 / 0.02 = 2.5: to even
+    assert found.scale.tolist() == pytest.approx([0.02, 1.0])
+
+
+def test_two_bits_stand_for_the_mean_of_what_lives():
+    assert quantize(torch.tensor([[3.0, 0.0, -1.0]]), 2).weight().tolist() == [[2.0, 0.0, -2.0]]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+def test_any_float_type_is_put_on_the_same_grid_in_its_own_type(dtype):
+    weight = torch.tensor([[1.0, -0.5, 0.0, 0.126]], dtype=dtype)
+    codes = quantize(weight, 8)
+    snap(weight, 8, 0, torch.empty(1, 4))
+    assert weight.dtype is dtype
+    assert codes.codes.tolist() == [[127, -64, 0, 16]]  # 63.5 to even, 16.0
+    assert torch.equal(weight, codes.weight().to(dtype))
+
+
+def test_scales_lie_along_the_output_channels_of_a_transposed_convolution():
+    layer = nn.ConvTranspose1d(2, 3, 1, bias=False)
+    axis = output_axis(layer)
+    with torch.no_grad():
+        layer.weight.copy_(torch.tensor([[[1.0], [10.0], [0.0]], [[-127.0], [1.0], [0.0]]]))
+    found = quantize(layer.weight.detach(), 8, axis)
+    assert found.scale.tolist() == pytest.approx([1.0, 10 / 127, 1.0])
+    assert found.codes.flatten().tolist() == [1, 127, 0, -127, 13, 0]
+    assert torch.equal(found.weight()[1, 0, 0], torch.tensor(-127.0))
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_what_is_no_number_is_refused(bad):
+    with pytest.raises(ValueError, match="NaN or infinity"):
+        quantize(torch.tensor([[1.0, bad]]), 8)
+
+
+def test_the_smallest_and_largest_floats_keep_finite_scales():
+    tiny, huge = torch.tensor([[1e-45, 0.0]]), torch.tensor([[3.4e38, -1.0]])
+    assert scales(tiny, 8).item() > 0
+    assert quantize(tiny, 8).codes.tolist() == [[1, 0]]
+    assert quantize(huge, 8).codes.tolist() == [[127, -1]]
+    assert quantize(huge, 8).weight().isfinite().all()
+
+
+def test_codes_know_their_axis():
+    codes = Codes(torch.ones(2, 2, dtype=torch.int8), torch.tensor([1.0, 3.0]), 1, 8)
+    assert codes.weight().tolist() == [[1.0, 3.0], [1.0, 3.0]]
