@@ -77,6 +77,35 @@ class Net(LightningModule):
         return OPTIMIZERS[self.optimizer](self.parameters())
 
 
+class ByHand:
+    """Before the class of a model: its one optimizer is stepped by hand."""
+
+    automatic_optimization = False
+
+    def training_step(self, batch, batch_idx):
+        optimizer = self.optimizers()
+        optimizer.zero_grad()
+        self.manual_backward(super().training_step(batch, batch_idx))
+        optimizer.step()
+
+
+class Bare:
+    """What Lightning accepts as an optimizer, without torch's hooks."""
+
+    def __init__(self, weights):
+        self.param_groups, self.state, self.defaults = [{"params": list(weights)}], {}, {}
+
+    def step(self, closure=None):
+        return closure()
+
+    def zero_grad(self): ...
+
+    def state_dict(self):
+        return {}
+
+    def load_state_dict(self, state): ...
+
+
 def net(optimizer: str = "sgd", dropout: float = 0.0, seed: int = 1) -> Net:
     """A network whose first weights depend on ``seed`` alone; the global random state ends at ``seed`` too."""
     torch.manual_seed(seed)

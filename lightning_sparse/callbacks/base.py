@@ -5,6 +5,7 @@ The two packages hold two copies of every class. What derives from both is at ho
 
 import importlib
 import sys
+import weakref
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -51,8 +52,20 @@ __all__ = [
     "rank_zero_info",
     "rank_zero_only",
     "rank_zero_warn",
+    "refers",
     "without_model",
 ]
+
+
+def refers(held: "weakref.ref[Any] | None", model: Any) -> bool:
+    """Whether a weak reference, if there is one, is to this model.
+
+    Example:
+        >>> model = Callback()
+        >>> refers(weakref.ref(model), model), refers(weakref.ref(model), Callback()), refers(None, model)
+        (True, False, False)
+    """
+    return held is not None and held() is model
 
 
 def without_model(callback: Any) -> dict[str, Any]:

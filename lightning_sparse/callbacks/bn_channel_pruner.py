@@ -6,17 +6,17 @@ from typing import Any, Literal
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from lightning_sparse.callbacks.base import Callback, rank_zero_info, without_model
-from lightning_sparse.callbacks.channels_arguments import problems
-from lightning_sparse.callbacks.channels_event import finish, go
-from lightning_sparse.callbacks.channels_following import Following
-from lightning_sparse.callbacks.channels_history import History
-from lightning_sparse.callbacks.channels_penalty import ChannelPenalty, PenaltyKind
-from lightning_sparse.callbacks.channels_schedule import Moments, moments
-from lightning_sparse.callbacks.channels_start import before_fit, begin
-from lightning_sparse.callbacks.channels_state import saved, take
-from lightning_sparse.callbacks.channels_surgery import unwrapped
-from lightning_sparse.callbacks.channels_watch import GraphWatch
+from lightning_sparse.callbacks.base import Callback, rank_zero_info, refers, without_model
+from lightning_sparse.callbacks.channels.arguments import problems
+from lightning_sparse.callbacks.channels.event import finish, go
+from lightning_sparse.callbacks.channels.following import Following
+from lightning_sparse.callbacks.channels.history import History
+from lightning_sparse.callbacks.channels.penalty import ChannelPenalty, PenaltyKind
+from lightning_sparse.callbacks.channels.schedule import Moments, moments
+from lightning_sparse.callbacks.channels.start import before_fit, begin
+from lightning_sparse.callbacks.channels.state import saved, take
+from lightning_sparse.callbacks.channels.surgery import unwrapped
+from lightning_sparse.callbacks.channels.watch import GraphWatch
 from lightning_sparse.callbacks.monitors import reset_monitors
 from lightning_sparse.callbacks.regularizer import logs
 from lightning_sparse.callbacks.run import gather_random_states
@@ -259,7 +259,7 @@ class BNChannelPruner(Callback):
         self._file.look(trainer)
         self.loaded = weakref.ref(pl_module)
         state = checkpoint.get("callbacks", {}).get(self.state_key)
-        if trainer.state.fn != "fit" and self.model is not None and self.model() is pl_module:
+        if trainer.state.fn != "fit" and refers(self.model, pl_module):
             take(self, state or {})
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

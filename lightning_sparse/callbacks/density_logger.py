@@ -8,10 +8,11 @@ from lightning_sparse.callbacks.base import (
     Callback,
     MisconfigurationException,
     rank_zero_info,
+    refers,
     without_model,
 )
 from lightning_sparse.callbacks.bn_channel_pruner import BNChannelPruner
-from lightning_sparse.callbacks.channels_logged import channel_details, channel_scalars
+from lightning_sparse.callbacks.channels.logged import channel_details, channel_scalars
 from lightning_sparse.callbacks.charts import add_layout, show_masks, show_weights
 from lightning_sparse.callbacks.mask_updater import MaskUpdater
 from lightning_sparse.core.errors import raise_problems
@@ -76,7 +77,7 @@ class DensityLogger(Callback):
         self._counter: FlopCounter | None = None
         self._model: weakref.ref[Any] | None = None
         self._first: tuple[int, dict[str, float], dict[str, float]] | None = None
-        self._started, self._anew, self._moves, self._steps = False, True, (0, 0), 0
+        self._started, self._anew, self._moves, self._steps = False, True, (0, 0, 0), 0
         self._shapes: dict[str, tuple[int, ...]] = {}
 
     @property
@@ -95,7 +96,7 @@ class DensityLogger(Callback):
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Count FLOPs on the first batch; the hooks are gone after it."""
         self._started = False
-        if self._model is not None and self._model() is not pl_module and trainer.ckpt_path is None:
+        if self._model is not None and not refers(self._model, pl_module) and trainer.ckpt_path is None:
             self.watch = SparsityWatch()  # another model has another history
         self._model = weakref.ref(pl_module)
         if not any(hasattr(module, "_orig_mod") for module in pl_module.modules()):  # hooks would make it compile twice
@@ -124,7 +125,7 @@ class DensityLogger(Callback):
         self._steps, params = steps, _params(trainer)
         if params:
             self.watch.count(params, any(e.algorithm.needs_gradient(e.steps) for e in _engines(trainer)))
-            if self._moves != (moves := _moves(trainer)) or self._shapes != _shapes(params):
+            if self._moves != (moves := _moves(trainer)):
                 self._moves = moves
                 self._note(trainer, params)
         every = self.every or trainer.log_every_n_steps  # 0 in a bare trainer
@@ -245,10 +246,14 @@ def _shapes(params: dict[str, SparseParam]) -> dict[str, tuple[int, ...]]:
     return {name: tuple(p.mask.shape) for name, p in params.items()}
 
 
-def _moves(trainer: Any) -> tuple[int, int]:
-    """How many engines there are, layers may have been unfrozen, and how often masks have moved."""
+def _moves(trainer: Any) -> tuple[int, int, int]:
+    """How many engines there are (layers may have been unfrozen), how often masks have moved, and over how much.
+
+    Numbers only, for it is asked after each step; a layer that loses channels has fewer weights.
+    """
     engines = _engines(trainer)
-    return len(engines), sum(engine.updates for engine in engines)
+    sizes = (p.size for engine in engines for p in engine.params.values())
+    return len(engines), sum(engine.updates for engine in engines), sum(sizes)
 
 
 def _log_step(trainer: Any) -> int:

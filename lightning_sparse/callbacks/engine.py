@@ -1,6 +1,6 @@
 """The engine that a MaskUpdater drives, made for a Trainer's model and run."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from glob import escape
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +10,8 @@ from lightning_sparse.callbacks.notices import announce
 from lightning_sparse.callbacks.run import horizon
 from lightning_sparse.catalogue import ALGORITHMS
 from lightning_sparse.core.algorithm import Algorithm
+from lightning_sparse.core.param import Init
+from lightning_sparse.core.plan import Density
 from lightning_sparse.core.select import left_dense, matches, select
 from lightning_sparse.core.sparsifier import Sparsifier
 
@@ -30,8 +32,7 @@ def build(updater: "MaskUpdater", trainer: Any, pl_module: Any, state: Mapping[s
         MisconfigurationException: if another MaskUpdater wants the same weights, or the algorithm lacks what it needs.
         ValueError: on whatever :class:`Sparsifier` refuses.
     """
-    total, epoch = horizon(trainer)
-    init, algorithm = updater.init, chosen(updater)
+    total, init, algorithm = horizon(trainer)[0], updater.init, chosen(updater)
     trained = trainer.ckpt_path is not None and trainer.global_step > 0  # finders restore a checkpoint of step 0
     if not state and trained and init == "random":
         rank_zero_info(f"{updater.name}: the checkpoint was trained dense; the largest of its weights stay live.")
@@ -39,26 +40,8 @@ def build(updater: "MaskUpdater", trainer: Any, pl_module: Any, state: Mapping[s
     _check_others(updater, trainer, pl_module)
     check_start(updater.name, algorithm, trainer, pl_module, new=not state)
     later = [escape(name) for other in state.get("later", ()) for name in other["params"]]
-    sparsifier = Sparsifier(
-        pl_module,
-        algorithm,
-        updater.density_wanted,
-        optimizers=trainer.optimizers,
-        allocation=updater.allocation,
-        pattern=updater.pattern,
-        init=init,
-        include=updater.include,
-        exclude=[*updater.exclude, *later],
-        seed=updater.seed,
-        total_steps=total,
-        epoch_steps=epoch,
-        state=state or None,
-        batches=TrainerBatches(trainer, updater.seed),
-        loss=TrainerLoss(trainer),
-        example_inputs=example_inputs(trainer, pl_module, updater.seed)
-        if algorithm.asks == "inputs" and not state
-        else None,
-    )
+    where = (updater.include, [*updater.exclude, *later])
+    sparsifier = _engine(updater, trainer, pl_module, updater.density_wanted, init, where, total, state)
     if state and trainer.global_step == 0:
         sparsifier.restart(sparsifier.algorithm)
     announce(updater.name, sparsifier, left_dense(pl_module, sparsifier.params, [*updater.exclude, *later]))
@@ -90,10 +73,38 @@ def build_later(
     Raises:
         ValueError: on whatever :class:`Sparsifier` refuses.
     """
-    total, epoch = horizon(trainer)
-    density, algorithm = updater.density_wanted, chosen(updater)
+    total, density = horizon(trainer)[0], updater.density_wanted
     if isinstance(density, Mapping):
         density = {glob: share for glob, share in density.items() if any(matches(name, [glob]) for name in names)}
+    left = None if total is None else max(total - begun, 1)
+    where = ([escape(name) for name in names], ())
+    return _engine(updater, trainer, pl_module, density, "magnitude", where, left, state)
+
+
+def _engine(
+    updater: "MaskUpdater",
+    trainer: Any,
+    pl_module: Any,
+    density: Density | None,
+    init: Init,
+    where: tuple[Sequence[str] | None, Sequence[str]],
+    steps: int | None,
+    state: Mapping[str, Any] | None,
+) -> Sparsifier:
+    """An engine with what all of one MaskUpdater have in common.
+
+    Args:
+        updater: whose settings it has.
+        trainer: in the fit.
+        pl_module: its model.
+        density: of its layers.
+        init: how its first masks are drawn.
+        where: globs of what is sparse, and of what stays dense.
+        steps: of the optimizer, from its first to the end of the run; None where unknown.
+        state: from a checkpoint; none, or an empty one, makes new masks.
+    """
+    algorithm = chosen(updater)
+    asked = algorithm.asks == "inputs" and not state
     return Sparsifier(
         pl_module,
         algorithm,
@@ -101,17 +112,16 @@ def build_later(
         optimizers=trainer.optimizers,
         allocation=updater.allocation,
         pattern=updater.pattern,
-        init="magnitude",
-        include=[escape(name) for name in names],
+        init=init,
+        include=where[0],
+        exclude=where[1],
         seed=updater.seed,
-        total_steps=None if total is None else max(total - begun, 1),
-        epoch_steps=epoch,
-        state=state,
+        total_steps=steps,
+        epoch_steps=horizon(trainer)[1],
+        state=state or None,
         batches=TrainerBatches(trainer, updater.seed),
         loss=TrainerLoss(trainer),
-        example_inputs=example_inputs(trainer, pl_module, updater.seed)
-        if algorithm.asks == "inputs" and not state
-        else None,
+        example_inputs=example_inputs(trainer, pl_module, updater.seed) if asked else None,
     )
 
 

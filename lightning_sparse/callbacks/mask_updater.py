@@ -5,7 +5,7 @@ from dataclasses import replace
 from typing import Any, Literal
 
 from lightning_sparse.callbacks.arguments import problems
-from lightning_sparse.callbacks.base import Callback, without_model
+from lightning_sparse.callbacks.base import Callback, refers, without_model
 from lightning_sparse.callbacks.engine import build, chosen
 from lightning_sparse.callbacks.learning_rate import LearningRate
 from lightning_sparse.callbacks.monitors import reset_monitors, warn_of_dense_best
@@ -165,7 +165,7 @@ class MaskUpdater(Callback):
         rng = self._pending.pop("rng", None)
         if trainer.ckpt_path is None:  # what test(ckpt_path=...) loaded is for the model that it was loaded into
             rng = None
-            if not _is(self._loaded, pl_module) or (self.sparsifier and _is(self._model, pl_module)):
+            if not refers(self._loaded, pl_module) or (self.sparsifier and refers(self._model, pl_module)):
                 self._pending = {}
         self._prepare(trainer, pl_module)
         assert self.sparsifier is not None
@@ -246,7 +246,7 @@ class MaskUpdater(Callback):
         self._loaded = weakref.ref(pl_module)
         state = checkpoint.get("callbacks", {}).get(self.state_key)
         self._pending = self._pending if state else {}  # what another checkpoint held, validated before
-        if trainer.state.fn != "fit" and state and self.sparsifier and _is(self._model, pl_module):
+        if trainer.state.fn != "fit" and state and self.sparsifier and refers(self._model, pl_module):
             self.sparsifier.adopt(state)
             self._unfrozen.adopt(state.get("later", ()))
 
@@ -268,7 +268,7 @@ class MaskUpdater(Callback):
 
     def _prepare(self, trainer: Any, pl_module: Any) -> None:
         """An engine for this model and this run: from a checkpoint, from the fit before, or new."""
-        new = self.sparsifier is None or not _is(self._model, pl_module) or bool(self._pending)
+        new = self.sparsifier is None or not refers(self._model, pl_module) or bool(self._pending)
         run = self._pending.get("run", {})
         if new or trainer.global_step == 0:
             self._rates.load(run.get("rates", {}))
@@ -290,7 +290,3 @@ class MaskUpdater(Callback):
     def _restore_rng(self, trainer: Any, rng: list[dict[str, Any]] | None) -> None:
         if rng is not None and self.restore_rng and trainer.global_step > 0:
             restore_random_states(trainer, rng)
-
-
-def _is(held: "weakref.ref[Any] | None", model: Any) -> bool:
-    return held is not None and held() is model

@@ -14,7 +14,7 @@ from lightning_sparse.callbacks.base import (
     without_model,
 )
 from lightning_sparse.callbacks.mask_updater import MaskUpdater
-from lightning_sparse.callbacks.run import horizon, refuse_strategy
+from lightning_sparse.callbacks.run import horizon, refuse_strategy, stand_before
 from lightning_sparse.core.errors import raise_problems
 from lightning_sparse.core.hooks import unwrap
 from lightning_sparse.core.schedules import Schedule
@@ -92,10 +92,7 @@ class Regularizer(Callback):
         """Refuse early what cannot work; stand before MaskUpdaters, which are to see the penalized gradient."""
         if stage == "fit":
             refuse_strategy(trainer, "Regularizer")
-            others = [callback for callback in trainer.callbacks if callback is not self]
-            masks = next((i for i, other in enumerate(others) if isinstance(other, MaskUpdater)), len(others))
-            if masks < trainer.callbacks.index(self):
-                trainer.callbacks = [*others[:masks], self, *others[masks:]]  # a new list: Lightning walks the old one
+            stand_before(trainer, self, MaskUpdater)
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Choose what is penalized and follow the optimizers: only now are model, optimizers and state in place."""
@@ -144,8 +141,7 @@ class Regularizer(Callback):
     def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
         """Gradients are accumulated and averaged, not yet clipped; unscaled unless a fused optimizer does that."""
         if isinstance(self.engine, WeightRegularizer):
-            fused = getattr(unwrap(optimizer), "_step_supports_amp_scaling", False)
-            self.engine.add(optimizer, scale_of(trainer, pl_module.device) if fused else None)
+            self.engine.add(optimizer, scale_left(trainer, pl_module.device, optimizer))
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Log the penalty where the loss is logged."""
@@ -213,6 +209,11 @@ def scale_of(trainer: Any, device: torch.device) -> Tensor | None:
     """What a gradient scaler multiplies losses with now, if there is one."""
     scaler = getattr(trainer.precision_plugin, "scaler", None)
     return None if scaler is None else scaler.scale(torch.ones((), device=device))
+
+
+def scale_left(trainer: Any, device: torch.device, optimizer: Any) -> Tensor | None:
+    """What gradients still carry of a gradient scaler right before a step: a fused optimizer unscales them itself."""
+    return scale_of(trainer, device) if getattr(unwrap(optimizer), "_step_supports_amp_scaling", False) else None
 
 
 def logs(trainer: Any) -> bool:

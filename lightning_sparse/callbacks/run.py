@@ -5,9 +5,11 @@ from typing import Any
 from weakref import WeakSet
 
 import torch
+from torch import nn
 
 from lightning_sparse.callbacks.base import MisconfigurationException, rank_zero_info
 from lightning_sparse.core.random_state import load_random_state, save_random_state
+from lightning_sparse.core.sharded import is_distributed
 from lightning_sparse.core.sparsifier import Sparsifier
 
 _REFUSED = {
@@ -42,6 +44,14 @@ def refuse_strategy(trainer: Any, callback: str, shares: bool = False) -> None:
             )
 
 
+def stand_before(trainer: Any, callback: Any, kind: type) -> None:
+    """Put a callback before all of a kind, where it is not: Lightning calls them in their order."""
+    others = [each for each in trainer.callbacks if each is not callback]
+    first = next((i for i, other in enumerate(others) if isinstance(other, kind)), len(others))
+    if first < trainer.callbacks.index(callback):
+        trainer.callbacks = [*others[:first], callback, *others[first:]]  # a new list: Lightning walks the old one
+
+
 def horizon(trainer: Any) -> tuple[int | None, int | None]:
     """Optimizer steps of the run and of an epoch; None where Lightning cannot know them."""
     total, batches = trainer.estimated_stepping_batches, trainer.num_training_batches
@@ -58,7 +68,7 @@ def gather_random_states(alone: bool) -> list[dict[str, Any]]:
     never come, so then (``alone``) each speaks for itself.
     """
     mine = save_random_state()
-    if alone or not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+    if alone or not is_distributed():
         return [mine]
     states: list[Any] = [None] * torch.distributed.get_world_size()
     torch.distributed.all_gather_object(states, mine)
@@ -122,9 +132,18 @@ def _is_over(trainer: Any) -> bool:
     return any(limit != -1 and done >= limit for done, limit in limits)
 
 
+def averages(trainer: Any) -> list[nn.Module]:
+    """Moving averages of the model that callbacks hold (WeightAveraging, EMA, SWA), each as the model itself.
+
+    They are found by what they carry: older versions of Lightning do not have all of these.
+    """
+    held = [getattr(callback, "_average_model", None) for callback in trainer.callbacks]
+    found = [each for each in held if isinstance(each, nn.Module)]
+    return [each.module if isinstance(each, torch.optim.swa_utils.AveragedModel) else each for each in found]
+
+
 def follow_averages(trainer: Any, *sparsifiers: Sparsifier) -> None:
-    """Mask the moving averages of WeightAveraging and StochasticWeightAveraging, found by what they carry."""
-    for callback in trainer.callbacks:
-        if isinstance(shadow := getattr(callback, "_average_model", None), torch.nn.Module):
-            for sparsifier in sparsifiers:
-                sparsifier.shadow(shadow)
+    """Mask the moving averages of the model that callbacks hold."""
+    for shadow in averages(trainer):
+        for sparsifier in sparsifiers:
+            sparsifier.shadow(shadow)

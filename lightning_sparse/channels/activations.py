@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from lightning_sparse.channels.parts import Layout, Slot
 from lightning_sparse.core.select import CONVS, TRANSPOSED
+from lightning_sparse.core.sharded import is_distributed
 
 _GIVEN = ("query", "key", "value")  # of attention
 
@@ -51,7 +52,7 @@ class Moments:
 
     def agree(self) -> None:
         """Merge over all ranks, where there are several; all must ask."""
-        if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        if not is_distributed():
             return
         count, mean = self.count.clone(), self.mean * self.count
         for value in (count, mean):

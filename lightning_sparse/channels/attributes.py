@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from lightning_sparse.core.select import clean
+from lightning_sparse.core.surgery import tensors
 
 Shapes = Mapping[str, tuple[int, ...]]  # by the name that the module itself gives a tensor
 _PARAMETRIZATIONS = ".parametrizations."
@@ -29,8 +29,8 @@ def fix(model: nn.Module, names: Iterable[str], old_shapes: Mapping[str, tuple[i
         >>> net[0].out_channels
         5
     """
-    tensors = {clean(n): t for n, t in [*model.named_parameters(), *model.named_buffers()]}
-    old = {id(tensors[n]): tuple(old_shapes[n]) for n in names if tensors[n].shape != tuple(old_shapes[n])}
+    named = tensors(model)
+    old = {id(named[n]): tuple(old_shapes[n]) for n in names if named[n].shape != tuple(old_shapes[n])}
     modules = dict(model.named_modules(remove_duplicate=False))
     for path, module in modules.items():
         own = {n: t for n, t in [*module._parameters.items(), *module._buffers.items()] if t is not None}

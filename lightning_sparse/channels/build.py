@@ -63,11 +63,7 @@ def atoms(axes: Sequence[Axis], classes: Classes) -> tuple[Atom, ...]:
         for members in torch.split(ids, counts[counts > 0].tolist()):
             groups.setdefault(int(signature[of[members[0]]]), []).append(members)
     rows = [torch.stack(group) for group in groups.values() if len(group) > 1]
-    rows = [
-        grid
-        for grid in rows
-        if bool((axis[grid] == axis[grid[:1]]).all()) and int(axis[grid[0]].max()) > int(axis[grid[0]].min())
-    ]
+    rows = [grid for grid in rows if _regular(axis[grid])]
     rows.sort(key=lambda grid: int(grid[0, 0]))
     return _named(axes, [(grid, axis[grid[0]]) for grid in rows], classes)
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lightning_sparse.channels.atoms import Graph
-from lightning_sparse.channels.options import Scope, Target, choice_problems
+from lightning_sparse.channels.options import Choice, Scope
 from lightning_sparse.channels.prices import Prices
 from lightning_sparse.core.errors import raise_problems
 
@@ -45,15 +45,9 @@ def choose(
     graph: Graph,
     scores: Mapping[str, Tensor],
     sizes: Mapping[str, Sequence[int]],
+    choice: Choice,
     *,
-    keep: float = 0.5,
-    scope: Scope = "global",
-    target: Target = "channels",
-    threshold: float | None = None,
-    round_to: int | None = 1,
     step: int = 8,
-    min_channels: int = 1,
-    cap: float | None = None,
 ) -> dict[str, Tensor]:
     """The channels that stay, by axis: those of highest score, ties to the lower index.
 
@@ -67,21 +61,14 @@ def choose(
         graph: of the model.
         scores: by axis, real [channels]; infinite where a channel must stay. Axes that are missing stay whole.
         sizes: shapes of the model's parameters.
-        keep: share that stays, in (0, 1].
-        scope: who competes with whom.
-        target: what ``keep`` is a share of: "channels", "flops" or "params".
-        threshold: instead of ``keep``: channels with a score strictly above it stay.
-        round_to: counts that stay are multiples of it, or the whole axis; None takes ``step``, but at most an eighth of
-            the axis, as a power of two, so that small layers can shrink too.
+        choice: how many stay, and who competes with whom; not by latency.
         step: what the device computes in, see :func:`~lightning_sparse.channels.options.device_step`.
-        min_channels: at least so many stay on each axis.
-        cap: no axis loses more than this share.
 
     Returns:
         Ascending int64 indices for each axis that has scores.
 
     Raises:
-        ValueError: on wrong arguments, scores that are NaN, or a target that cannot be met, with the least that can.
+        ValueError: on a wrong choice, scores that are NaN, or a target that cannot be met, with the least that can.
 
     Example:
         >>> from lightning_sparse.channels.atoms import Atom, Place
@@ -89,31 +76,18 @@ def choose(
         >>> atom = Atom("0", (Place("0.weight", 0, index), Place("1.weight", 1, index)), lossy=False)
         >>> sizes = {"0.weight": (4, 3), "1.weight": (2, 4)}
         >>> graph = Graph((atom,), {}, {}, {}, sizes)
-        >>> choose(graph, {"0": torch.tensor([1.0, 4.0, 2.0, 3.0])}, sizes, keep=0.5)
+        >>> choose(graph, {"0": torch.tensor([1.0, 4.0, 2.0, 3.0])}, sizes, Choice(keep=0.5))
         {'0': tensor([1, 3])}
     """
-    raise_problems(
-        choice_problems(
-            keep=keep,
-            scope=scope,
-            target=target,
-            threshold=threshold,
-            round_to=round_to,
-            min_channels=min_channels,
-            cap=cap,
-        ),
-        "channels",
-    )
-    if target == "latency":
+    raise_problems(choice.problems(), "channels")
+    if choice.target == "latency":
         raise ValueError("latency is measured, not computed: call decide(), which has the model to measure")
     if nan := [name for name, score in scores.items() if bool(score.isnan().any())]:
         raise ValueError(f"scores are NaN in {', '.join(nan)}: so are the weights or what was gathered of them")
-    axes = {
-        name: axis(score, round_to=round_to, step=step, min_channels=min_channels, cap=cap)
-        for name, score in scores.items()
-    }
-    if threshold is not None:
-        counts = {name: axes[name].nearest(int((score > threshold).sum())) for name, score in scores.items()}
+    axes = {name: axis(score, choice, step) for name, score in scores.items()}
+    keep, scope, target = choice.keep, choice.scope, choice.target
+    if choice.threshold is not None:
+        counts = {name: axes[name].nearest(int((score > choice.threshold).sum())) for name, score in scores.items()}
     else:
         prices = Prices(graph, sizes)
         measures: dict[str, Callable[[dict[str, int]], float]] = {"flops": prices.flops, "params": prices.params}
@@ -123,17 +97,17 @@ def choose(
     return {name: top(score, counts[name]) for name, score in scores.items()}
 
 
-def axis(score: Tensor, *, round_to: int | None, step: int, min_channels: int, cap: float | None) -> Axis:
+def axis(score: Tensor, choice: Choice, step: int) -> Axis:
     """The counts allowed for an axis with these scores.
 
     Example:
-        >>> axis(torch.zeros(64), round_to=None, step=16, min_channels=1, cap=0.9)
+        >>> axis(torch.zeros(64), Choice(round_to=None, cap=0.9), step=16)
         Axis(size=64, least=8, unit=8)
     """
     size = len(score)
-    unit = round_to or min(step, 1 << max(0, (size // 8).bit_length() - 1))
-    capped = 0 if cap is None else ceil(size * (1 - Fraction(float(cap))) - _NOISE)
-    least = max(1, min_channels, capped, int(score.isposinf().sum()))
+    unit = choice.round_to or min(step, 1 << max(0, (size // 8).bit_length() - 1))
+    capped = 0 if choice.cap is None else ceil(size * (1 - Fraction(float(choice.cap))) - _NOISE)
+    least = max(1, choice.min_channels, capped, int(score.isposinf().sum()))
     return Axis(size, min(size, ceil(least / unit) * unit), unit)
 
 

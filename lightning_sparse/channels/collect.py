@@ -1,18 +1,19 @@
 """What a criterion asks for is gathered, in any loop, and becomes scores."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 
 from lightning_sparse.channels.activations import InputMoments
 from lightning_sparse.channels.atoms import Graph
+from lightning_sparse.channels.calls import tensors_in
 from lightning_sparse.channels.criterion import Criterion
 from lightning_sparse.channels.parts import Layout, Part, Slot, layout
-from lightning_sparse.channels.runs import differentiable, each, eval_mode
-from lightning_sparse.core.probe import Loss, untouched_randomness
+from lightning_sparse.channels.runs import differentiable, each
+from lightning_sparse.core.probe import Loss, eval_mode, untouched_randomness
+from lightning_sparse.core.sharded import is_distributed
 
 _Gradients = Mapping[str, Tensor]
 
@@ -107,7 +108,7 @@ class Collector:
         if self.criterion.asks != "inputs" or not weights:
             return
         with eval_mode(self.model), differentiable(weights.values()), untouched_randomness(), torch.enable_grad():
-            outputs = [x for x in _tensors(run()) if x.requires_grad]
+            outputs = [x for x in tensors_in(run()) if x.requires_grad]
             if not outputs:
                 raise ValueError("what the model puts out does not depend on its weights, so nothing can be scored")
             generator = torch.Generator().manual_seed(0)
@@ -156,7 +157,7 @@ class Collector:
     def _averaged(self) -> dict[str, Tensor]:
         count = torch.zeros(()) if self._count is None else self._count.clone()
         sums = {name: value.clone() for name, value in self._sums.items()}
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
+        if is_distributed():
             for value in [count, *sums.values()]:
                 torch.distributed.all_reduce(value)
         if not count:
@@ -191,15 +192,6 @@ class Collector:
 
 def _grad(slot: Slot) -> Tensor | None:
     return slot.tensor.grad
-
-
-def _tensors(output: Any) -> Iterator[Tensor]:
-    """All tensors in an output: of containers, and of objects' fields."""
-    for leaf in tree_leaves(output):
-        if isinstance(leaf, Tensor):
-            yield leaf
-        elif hasattr(leaf, "__dict__"):
-            yield from (value for value in tree_leaves(vars(leaf)) if isinstance(value, Tensor))
 
 
 def gather(

@@ -1,7 +1,7 @@
 """From scores to the channels that stay, whatever the target."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from lightning_sparse.channels.atoms import Graph
 from lightning_sparse.channels.choose import axis, choose
 from lightning_sparse.channels.latency import Latency, Stopwatch, Trial
-from lightning_sparse.channels.options import Scope, Target, choice_problems, device_step
+from lightning_sparse.channels.options import Choice, Target, device_step
 from lightning_sparse.channels.parts import parameter_shapes
 from lightning_sparse.core.errors import raise_problems
 
@@ -38,14 +38,8 @@ def decide(
     graph: Graph,
     scores: Mapping[str, Tensor],
     run: Callable[[], Any],
+    choice: Choice,
     *,
-    keep: float = 0.5,
-    scope: Scope = "global",
-    target: Target = "channels",
-    threshold: float | None = None,
-    round_to: int | None = 1,
-    min_channels: int = 1,
-    cap: float | None = None,
     stopwatch: Stopwatch | None = None,
 ) -> Decision:
     """The channels that stay; the model is as it was afterwards.
@@ -58,53 +52,26 @@ def decide(
         graph: of this model.
         scores: by axis; those that are missing stay whole.
         run: calls the model on what is to be timed.
-        keep: share of the target that stays.
-        scope: who competes with whom.
-        target: what ``keep`` is a share of.
-        threshold: instead of ``keep`` and ``target``.
-        round_to: multiples; None takes the device's.
-        min_channels: at least so many stay on each axis.
-        cap: no axis loses more than this share.
+        choice: how many stay, and who competes with whom.
         stopwatch: how to time; None takes 3 turns of 5 runs.
 
     Raises:
-        ValueError: on wrong arguments, or a target that cannot be met, with the least that can.
+        ValueError: on a wrong choice, or a target that cannot be met, with the least that can.
     """
-    wrong = choice_problems(
-        keep=keep,
-        scope=scope,
-        target=target,
-        threshold=threshold,
-        round_to=round_to,
-        min_channels=min_channels,
-        cap=cap,
-    )
-    raise_problems(wrong, "channels")
+    raise_problems(choice.problems(), "channels")
     if not scores:
         return Decision({})
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     step, sizes = device_step(device), parameter_shapes(model)
 
     def ask(share: float, of: Target = "channels") -> Chosen:
-        return choose(
-            graph,
-            scores,
-            sizes,
-            keep=share,
-            scope=scope,
-            target=of,
-            threshold=threshold,
-            round_to=round_to,
-            step=step,
-            min_channels=min_channels,
-            cap=cap,
-        )
+        return choose(graph, scores, sizes, replace(choice, keep=share, target=of), step=step)
 
-    if target != "latency" or threshold is not None or keep == 1:
-        return Decision(ask(keep, "channels" if target == "latency" else target))
-    axes = [axis(s, round_to=round_to, step=step, min_channels=min_channels, cap=cap) for s in scores.values()]
+    if choice.target != "latency" or choice.threshold is not None or choice.keep == 1:
+        return Decision(ask(choice.keep, "channels" if choice.target == "latency" else choice.target))
+    axes = [axis(score, choice, step) for score in scores.values()]
     least = sum(own.least for own in axes) / sum(own.size for own in axes)
-    return _by_latency(ask, least, keep, stopwatch or Stopwatch(model, graph, run))
+    return _by_latency(ask, least, choice.keep, stopwatch or Stopwatch(model, graph, run))
 
 
 def _by_latency(ask: Callable[[float], Chosen], least: float, keep: float, watch: Stopwatch) -> Decision:

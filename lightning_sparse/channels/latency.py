@@ -11,9 +11,8 @@ from torch import nn
 
 from lightning_sparse.channels.atoms import Graph, Kept
 from lightning_sparse.channels.journal import undoable
-from lightning_sparse.channels.runs import eval_mode
 from lightning_sparse.channels.shrink import shrink
-from lightning_sparse.core.probe import untouched_randomness
+from lightning_sparse.core.probe import eval_mode, untouched_randomness
 
 
 @dataclass(frozen=True)

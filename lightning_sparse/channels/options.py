@@ -1,5 +1,6 @@
 """How channels are to be chosen: the words for it, and what is wrong with them."""
 
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -12,36 +13,49 @@ SCOPES: tuple[Scope, ...] = ("global", "layer")
 TARGETS: tuple[Target, ...] = ("channels", "flops", "params", "latency")
 
 
-def choice_problems(
-    *,
-    keep: object,
-    scope: object,
-    target: object = "channels",
-    threshold: object = None,
-    round_to: object = 1,
-    min_channels: object = 1,
-    cap: object = None,
-) -> list[str]:
-    """What is wrong with how channels are to be chosen, a sentence each.
+@dataclass(frozen=True)
+class Choice:
+    """How channels are to be chosen. It takes any values; :meth:`problems` tells those that cannot be right.
+
+    Attributes:
+        keep: share of the target that stays, in (0, 1].
+        scope: who competes with whom.
+        target: what ``keep`` is a share of: "channels", "flops", "params" or "latency".
+        threshold: instead of ``keep`` and ``target``: channels with a score strictly above it stay.
+        round_to: counts that stay are multiples of it, or the whole axis; None takes what the device computes in, but
+            at most an eighth of the axis, as a power of two, so that small layers can shrink too.
+        min_channels: at least so many stay on each axis.
+        cap: no axis loses more than this share.
 
     Example:
-        >>> choice_problems(keep=0, scope="all")
+        >>> Choice(keep=0, scope="all").problems()
         ['keep must be in (0, 1], got 0', "scope must be 'global' or 'layer', got 'all'"]
     """
-    found = [] if threshold is not None else wrong_share("keep", keep)
-    if not isinstance(scope, str) or scope not in SCOPES:
-        found.append(f"scope must be 'global' or 'layer', got {scope!r}")
-    if not isinstance(target, str) or target not in TARGETS:
-        found.append(f"target must be one of {', '.join(map(repr, TARGETS))}, got {target!r}")
-    if threshold is not None and not is_number(threshold):
-        found.append(f"threshold must be a number or None, got {threshold!r}")
-    if round_to is not None and not (is_whole(round_to) and round_to >= 1):  # type: ignore[operator]
-        found.append(f"round_to must be a positive number or None, got {round_to!r}")
-    if not (is_whole(min_channels) and min_channels >= 1):  # type: ignore[operator]
-        found.append(f"min_channels must be a positive number, got {min_channels!r}")
-    if cap is not None and not (is_number(cap) and 0 <= cap < 1):  # type: ignore[operator]
-        found.append(f"cap must be a share in [0, 1) or None, got {cap!r}")
-    return found
+
+    keep: float = 0.5
+    scope: Scope = "global"
+    target: Target = "channels"
+    threshold: float | None = None
+    round_to: int | None = 1
+    min_channels: int = 1
+    cap: float | None = None
+
+    def problems(self) -> list[str]:
+        """What is wrong with it, a sentence each."""
+        found = [] if self.threshold is not None else wrong_share("keep", self.keep)
+        if not isinstance(self.scope, str) or self.scope not in SCOPES:
+            found.append(f"scope must be 'global' or 'layer', got {self.scope!r}")
+        if not isinstance(self.target, str) or self.target not in TARGETS:
+            found.append(f"target must be one of {', '.join(map(repr, TARGETS))}, got {self.target!r}")
+        if self.threshold is not None and not is_number(self.threshold):
+            found.append(f"threshold must be a number or None, got {self.threshold!r}")
+        if self.round_to is not None and not (is_whole(self.round_to) and self.round_to >= 1):
+            found.append(f"round_to must be a positive number or None, got {self.round_to!r}")
+        if not (is_whole(self.min_channels) and self.min_channels >= 1):
+            found.append(f"min_channels must be a positive number, got {self.min_channels!r}")
+        if self.cap is not None and not (is_number(self.cap) and 0 <= self.cap < 1):
+            found.append(f"cap must be a share in [0, 1) or None, got {self.cap!r}")
+        return found
 
 
 def device_step(device: torch.device) -> int:

@@ -13,8 +13,9 @@ from lightning_sparse.channels.calls import tensors_in
 from lightning_sparse.channels.journal import undoable
 from lightning_sparse.channels.labels import Classes
 from lightning_sparse.channels.quiet import evaluating, plain_paths
-from lightning_sparse.channels.shrink import checked, mask, removed_indices, shrink, tensors
+from lightning_sparse.channels.shrink import checked, mask, removed_indices, shrink
 from lightning_sparse.channels.trace import Tracer
+from lightning_sparse.core.surgery import tensors
 
 
 def probe(model: nn.Module, graph: Graph, run: Callable[[], Any], multiple: int = 1) -> Graph:

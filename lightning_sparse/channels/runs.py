@@ -19,26 +19,6 @@ def each(model: nn.Module, run: Callable[[], Any], batches: Iterable[Any] | None
 
 
 @contextmanager
-def eval_mode(model: nn.Module) -> Iterator[None]:
-    """The model is in evaluation mode inside, and each module in its own mode afterwards.
-
-    Example:
-        >>> model = nn.Dropout()
-        >>> with eval_mode(model):
-        ...     assert not model.training
-        >>> model.training
-        True
-    """
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
-
-
-@contextmanager
 def differentiable(weights: Iterable[Tensor]) -> Iterator[None]:
     """Frozen weights have gradients inside.
 

@@ -12,12 +12,7 @@ from lightning_sparse.channels.attributes import fix
 from lightning_sparse.channels.journal import Journal
 from lightning_sparse.core.errors import raise_problems
 from lightning_sparse.core.select import clean
-from lightning_sparse.core.surgery import reshape
-
-
-def tensors(model: nn.Module) -> dict[str, Tensor]:
-    """Parameters and buffers, each once, by clean name."""
-    return {clean(n): t for n, t in [*model.named_parameters(), *model.named_buffers()]}
+from lightning_sparse.core.surgery import reshape, tensors
 
 
 def shrink(model: nn.Module, graph: Graph, kept: Kept, optimizers: Iterable[Optimizer] = ()) -> list[str]:

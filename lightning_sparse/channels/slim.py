@@ -13,16 +13,16 @@ from lightning_sparse.channels.criteria import criterion_problems, named
 from lightning_sparse.channels.criterion import Criterion
 from lightning_sparse.channels.decide import decide
 from lightning_sparse.channels.journal import undoable
-from lightning_sparse.channels.options import Scope, Target, choice_problems
+from lightning_sparse.channels.options import Choice, Scope, Target
 from lightning_sparse.channels.parts import excluded
 from lightning_sparse.channels.probe import probe
 from lightning_sparse.channels.report import ChannelReport, make_report
-from lightning_sparse.channels.runs import each, eval_mode
+from lightning_sparse.channels.runs import each
 from lightning_sparse.channels.shrink import shrink
 from lightning_sparse.channels.trace import analyse
 from lightning_sparse.core.errors import raise_problems
 from lightning_sparse.core.flops import batch_size, call
-from lightning_sparse.core.probe import Loss, untouched_randomness
+from lightning_sparse.core.probe import Loss, eval_mode, untouched_randomness
 from lightning_sparse.core.sharded import is_sharded
 from lightning_sparse.core.values import wrong_globs
 
@@ -87,16 +87,8 @@ def slim(
         4
     """
     wrong = _problems(module, example_inputs, criterion, exclude, compensate, (batches, loss))
-    wrong += choice_problems(
-        keep=keep,
-        scope=scope,
-        target=target,
-        threshold=threshold,
-        round_to=round_to,
-        min_channels=min_channels,
-        cap=cap,
-    )
-    raise_problems(wrong, "slim")
+    choice = Choice(keep, scope, target, threshold, round_to, min_channels, cap)
+    raise_problems(wrong + choice.problems(), "slim")
     data = _Data(module, lambda: call(module, example_inputs), batches, loss)
     graph = probe(module, analyse(module, data.run), data.run, round_to or 1)
     why = excluded(module, graph, exclude)
@@ -108,19 +100,7 @@ def slim(
     free = {name: score for name, score in scores.items() if name not in why}
     if not free:
         raise ValueError(_nothing(graph, why))
-    decision = decide(
-        module,
-        graph,
-        free,
-        data.run,
-        keep=keep,
-        scope=scope,
-        target=target,
-        threshold=threshold,
-        round_to=round_to,
-        min_channels=min_channels,
-        cap=cap,
-    )
+    decision = decide(module, graph, free, data.run, choice)
     notes = [_incomparable(named(criterion))] if scope == "global" and not named(criterion).comparable else []
     folding = calibration.fold(decision.kept, constant_only=batches is None) if calibration else None
     try:

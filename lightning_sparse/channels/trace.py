@@ -18,7 +18,7 @@ from lightning_sparse.channels.quiet import evaluating, plain_paths
 from lightning_sparse.channels.rules import RULES, NoRule, Op
 from lightning_sparse.channels.rules.pointwise import pointwise
 from lightning_sparse.core.errors import raise_problems
-from lightning_sparse.core.select import clean
+from lightning_sparse.core.surgery import tensors
 
 Shapes = Mapping[str, tuple[int, ...]]
 Ids = Mapping[tuple[str, int], Tensor]  # of a tensor's dimension: which elements are left
@@ -57,7 +57,7 @@ class Tracer:
     def __init__(self, model: nn.Module, shapes: Shapes | None = None, ids: Ids | None = None) -> None:
         raise_problems(_lazy(model), "tracing")
         self.unknown: dict[str, int] = {}
-        self._named = {id(t): (clean(n), t) for n, t in [*model.named_parameters(), *model.named_buffers()]}
+        self._named = {id(t): (name, t) for name, t in tensors(model).items()}
         self._unused = set(self._named)
         self._shapes = shapes or {name: tuple(t.shape) for name, t in self._named.values()}
         self._axes, self._calls, self._costs = numbered(self._shapes), CallWatch(model), Costs()

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lightning_sparse.core.probe import eval_mode
 from lightning_sparse.core.select import CONVS, TRANSPOSED, targets
 
 Costs = dict[str, float]
@@ -30,14 +31,8 @@ def count_flops(model: nn.Module, inputs: Any) -> Costs:
         {'0.weight': 6912.0}
     """
     batch = batch_size(inputs) or 1
-    modes = {module: module.training for module in model.modules()}
-    with FlopCounter(model) as counter, torch.no_grad(), torch.random.fork_rng(devices=[]):
-        model.eval()
-        try:
-            call(model, inputs)
-        finally:
-            for module, mode in modes.items():
-                module.training = mode
+    with FlopCounter(model) as counter, torch.no_grad(), torch.random.fork_rng(devices=[]), eval_mode(model):
+        call(model, inputs)
     return {name: flops / batch for name, flops in counter.flops.items()}
 
 

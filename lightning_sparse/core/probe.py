@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from lightning_sparse.core.param import SparseParam
 from lightning_sparse.core.random_state import load_random_state, save_random_state
 from lightning_sparse.core.select import clean
+from lightning_sparse.core.sharded import is_distributed
 
 _STEPS = ("forward", "training_step", "validation_step", "test_step", "predict_step")
 Loss = Callable[[nn.Module, Any], Tensor]
@@ -98,10 +99,30 @@ class Probe:
     @staticmethod
     def mean(scores: dict[str, Tensor]) -> dict[str, Tensor]:
         """Averaged over all ranks, so that they choose alike."""
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
+        if is_distributed():
             for value in scores.values():
                 torch.distributed.all_reduce(value.div_(torch.distributed.get_world_size()))
         return scores
+
+
+@contextmanager
+def eval_mode(model: nn.Module) -> Iterator[None]:
+    """The model is in evaluation mode inside, and each module in its own mode afterwards.
+
+    Example:
+        >>> model = nn.Dropout()
+        >>> with eval_mode(model):
+        ...     assert not model.training
+        >>> model.training
+        True
+    """
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
 
 
 @contextmanager

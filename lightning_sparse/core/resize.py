@@ -8,23 +8,7 @@ from torch import Tensor
 from lightning_sparse.core.algorithm import Algorithm
 from lightning_sparse.core.param import SparseParam
 from lightning_sparse.core.patterns import outputs_first
-from lightning_sparse.core.surgery import Cuts
-
-
-def taken(tensor: Tensor, dims: Mapping[int, Tensor], shape: torch.Size) -> Tensor:
-    """What is left of a tensor that goes with a weight of ``shape`` when ``dims`` of that are cut to some indices.
-
-    Dimensions that the tensor has not in common with the weight are left alone.
-
-    Example:
-        >>> taken(torch.arange(6).view(2, 3), {1: torch.tensor([0, 2])}, torch.Size([2, 3])).tolist()
-        [[0, 2], [3, 5]]
-    """
-    same = tensor.ndim == len(shape) and all(n in (1, m) for n, m in zip(tensor.shape, shape, strict=True))
-    for dim, index in dims.items() if same else ():
-        if tensor.shape[dim] == shape[dim]:
-            tensor = tensor.index_select(dim, index.to(tensor.device))
-    return tensor
+from lightning_sparse.core.surgery import Cuts, taken
 
 
 def misfits(params: Mapping[str, SparseParam], cuts: Cuts) -> list[str]:

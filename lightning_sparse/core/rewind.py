@@ -13,9 +13,8 @@ from torch.utils.hooks import RemovableHandle
 from lightning_sparse.core.algorithm import Algorithm
 from lightning_sparse.core.optstate import carry_state, forget
 from lightning_sparse.core.param import SparseParam
-from lightning_sparse.core.resize import taken
 from lightning_sparse.core.select import clean
-from lightning_sparse.core.surgery import Cuts
+from lightning_sparse.core.surgery import Cuts, taken
 
 
 class Rewind(NamedTuple):

@@ -69,7 +69,7 @@ def _is_conv1d(module: nn.Module) -> bool:
     return type(module).__name__ == "Conv1D" and weight is not None and weight.shape[1:] == (getattr(module, "nf", 0),)
 
 
-def _is_linear(module: nn.Module) -> bool:
+def is_linear(module: nn.Module) -> bool:
     """A Linear, or a layer of another package that says of itself what a Linear does (torch_geometric has its own)."""
     weight = module._parameters.get("weight")
     if isinstance(module, nn.Linear) or weight is None:
@@ -98,7 +98,7 @@ def _is_default(target: Target, owners: Sequence[nn.Module]) -> bool:
     module = target.module
     if isinstance(module, CONVS + TRANSPOSED):
         return target.attribute == "weight" and not (module.groups > 1 and module.groups == module.in_channels)
-    if _is_linear(module):
+    if is_linear(module):
         return target.attribute == "weight"
     return isinstance(module, nn.MultiheadAttention | nn.RNNBase | nn.RNNCellBase)
 

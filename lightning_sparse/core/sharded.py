@@ -10,6 +10,16 @@ if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor
 
 
+def is_distributed() -> bool:
+    """Whether this process belongs to a group of ``torch.distributed``.
+
+    Example:
+        >>> is_distributed()
+        False
+    """
+    return torch.distributed.is_available() and torch.distributed.is_initialized()
+
+
 def is_sharded(tensor: Tensor) -> "TypeGuard[DTensor]":
     """Whether it is a DTensor; told by what it can do, so that nobody else has to import them."""
     return hasattr(tensor, "full_tensor")

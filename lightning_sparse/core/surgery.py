@@ -4,14 +4,43 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import LBFGS, Optimizer
 
 from lightning_sparse.core.errors import raise_problems
 from lightning_sparse.core.masks import unpack_bits
+from lightning_sparse.core.select import clean
 
 Cuts = Mapping[str, Mapping[int, Tensor]]
 _MASK = "mask"  # in the state of lightning_sparse.optim: which weights have state
+
+
+def tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers, each once, by clean name.
+
+    Example:
+        >>> list(tensors(nn.BatchNorm1d(2, affine=False)))
+        ['running_mean', 'running_var', 'num_batches_tracked']
+    """
+    return {clean(n): t for n, t in [*model.named_parameters(), *model.named_buffers()]}
+
+
+def taken(tensor: Tensor, dims: Mapping[int, Tensor], shape: torch.Size) -> Tensor:
+    """What is left of a tensor that goes with a weight of ``shape`` when ``dims`` of that are cut to some indices.
+
+    Dimensions that the tensor has not in common with the weight are left alone; its memory format stays.
+
+    Example:
+        >>> taken(torch.arange(6).view(2, 3), {1: torch.tensor([0, 2])}, torch.Size([2, 3])).tolist()
+        [[0, 2], [3, 5]]
+    """
+    here = {d: index for d, index in dims.items() if _goes_with(tensor, shape) and tensor.shape[d] == shape[d]}
+    result = tensor
+    for d, index in here.items():
+        result = result.index_select(d, index.to(tensor.device))
+    if not here or result.layout != torch.strided:  # the gradient of a sparse embedding
+        return result
+    return result.contiguous(memory_format=_format(tensor, result))
 
 
 @torch.no_grad()
@@ -52,15 +81,15 @@ def reshape(named: Mapping[str, Tensor], kept: Cuts, optimizers: Iterable[Optimi
         masks = [(o, _unmask(o, tensor)) for o in found]
         shape = tensor.shape
         gradient, tensor.grad = tensor.grad, None
-        content = _cut(tensor.detach(), here)
+        content = taken(tensor.detach(), here, shape)
         for optimizer in found:
             dropped += _cut_state(optimizer, tensor, name, shape, here)
         tensor.set_(content)  # type: ignore[call-overload]  # the stubs know storages only
         if gradient is not None:
-            tensor.grad = _cut(gradient, here)
+            tensor.grad = taken(gradient, here, shape)
         for optimizer, mask in masks:
             if mask is not None:
-                optimizer.set_mask(tensor, _cut(mask.to(tensor.device), here))  # type: ignore[attr-defined]
+                optimizer.set_mask(tensor, taken(mask.to(tensor.device), here, shape))  # type: ignore[attr-defined]
     changed = {id(named[name]) for name in kept}
     return dropped + [sentence for o in found for sentence in _forget_flat(o, changed)]
 
@@ -100,22 +129,13 @@ def _format(like: Tensor, value: Tensor) -> torch.memory_format:
     return torch.contiguous_format
 
 
-def _cut(value: Tensor, cuts: Mapping[int, Tensor]) -> Tensor:
-    result = value
-    for d, index in cuts.items():
-        result = result.index_select(d, index.to(value.device))
-    if result.layout != torch.strided:  # the gradient of a sparse embedding
-        return result
-    return result.contiguous(memory_format=_format(value, result))
-
-
 def _cut_state(
     optimizer: Optimizer, tensor: Tensor, name: str, shape: torch.Size, cuts: Mapping[int, Tensor]
 ) -> list[str]:
     if isinstance(optimizer, LBFGS) or tensor not in optimizer.state:
         return []
     row = optimizer.state[tensor]
-    strange = [key for key, value in row.items() if not _is_number(value) and not _fits(value, shape)]
+    strange = [key for key, value in row.items() if not _is_number(value) and not _is_moment(value, shape)]
     if strange:
         del optimizer.state[tensor]
         return [
@@ -123,7 +143,7 @@ def _cut_state(
         ]
     for key, value in row.items():
         if not _is_number(value):
-            row[key] = _cut(value, {d: index for d, index in cuts.items() if value.shape[d] == shape[d]})
+            row[key] = taken(value, cuts, shape)
     return []
 
 
@@ -133,10 +153,13 @@ def _is_number(value: Any) -> bool:
     return value is None or isinstance(value, bool | int | float | str)
 
 
-def _fits(value: Any, shape: torch.Size) -> bool:
-    if not isinstance(value, Tensor) or value.ndim != len(shape) or not value.is_floating_point():
-        return False
-    return all(n in (1, m) for n, m in zip(value.shape, shape, strict=True))
+def _is_moment(value: Any, shape: torch.Size) -> bool:
+    return isinstance(value, Tensor) and value.is_floating_point() and _goes_with(value, shape)
+
+
+def _goes_with(tensor: Tensor, shape: torch.Size) -> bool:
+    """Whether each of its dimensions is the weight's, or 1."""
+    return tensor.ndim == len(shape) and all(n in (1, m) for n, m in zip(tensor.shape, shape, strict=True))
 
 
 def _unmask(optimizer: Optimizer, tensor: Tensor) -> Tensor | None:

@@ -2,8 +2,8 @@
 
 import pytest
 import torch
+from helpers import ByHand, loader, same, trainer, weights
 from helpers import Net as WithoutNorms
-from helpers import loader, same, trainer, weights
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from pruned import Net, fit, net, pruner
 from torch import nn
@@ -146,17 +146,7 @@ def test_a_share_of_a_run_of_unknown_length_is_refused():
 
 
 def test_gradients_of_the_loss_are_refused_under_manual_optimization_and_all_else_works():
-    class Manual(Net):
-        def __init__(self):
-            super().__init__()
-            self.automatic_optimization = False
-
-        def training_step(self, batch, batch_idx):
-            optimizer = self.optimizers()
-            loss = F.cross_entropy(self(batch[0]), batch[1])
-            optimizer.zero_grad()
-            self.manual_backward(loss)
-            optimizer.step()
+    class Manual(ByHand, Net): ...
 
     with pytest.raises(MisconfigurationException, match="under manual optimization there is none"):
         fit(pruner(0.5, criterion="taylor"), model=Manual())

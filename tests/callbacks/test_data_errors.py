@@ -5,7 +5,7 @@ import warnings
 
 import pytest
 import torch
-from helpers import Net, loader, net, samples, saver, stateful, trainer, weights
+from helpers import ByHand, Net, loader, net, samples, saver, stateful, trainer, weights
 from lightning.pytorch import Callback
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset
@@ -30,16 +30,7 @@ def refused(words, algorithm, *args, error=(ValueError, MisconfigurationExceptio
     assert [word for word in words if word not in str(found.value)] == [], str(found.value)
 
 
-class Manual(Net):
-    def __init__(self):
-        super().__init__()
-        self.automatic_optimization = False
-
-    def training_step(self, batch, batch_idx):
-        optimizer = self.optimizers()
-        optimizer.zero_grad()
-        self.manual_backward(super().training_step(batch, batch_idx))
-        optimizer.step()
+class Manual(ByHand, Net): ...
 
 
 @pytest.mark.parametrize("algorithm", [SNIP(), GraSP(samples=2)])

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-from helpers import DENSITY, Net, body, loader, net, same, saver, trainer, weights
+from helpers import DENSITY, Bare, Net, body, loader, net, same, saver, trainer, weights
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.strategies import SingleDeviceStrategy
 from torch import nn
@@ -140,23 +140,6 @@ def test_two_callbacks_with_weights_of_their_own_work_together():
     ]
     trainer(both, max_epochs=1).fit(net(), loader())
     assert [updater.density() for updater in both] == [192 / 1920, 104 / 208]
-
-
-class Bare:
-    """What Lightning accepts as an optimizer, without torch's hooks."""
-
-    def __init__(self, weights):
-        self.param_groups, self.state, self.defaults = [{"params": list(weights)}], {}, {}
-
-    def step(self, closure=None):
-        return closure()
-
-    def zero_grad(self): ...
-
-    def state_dict(self):
-        return {}
-
-    def load_state_dict(self, state): ...
 
 
 def test_an_optimizer_without_step_hooks_is_refused():

@@ -2,7 +2,21 @@
 
 import pytest
 import torch
-from helpers import DENSITY, LIVE, TOTAL, Net, Recorder, loader, net, same, saver, state_tensors, trainer, weights
+from helpers import (
+    DENSITY,
+    LIVE,
+    TOTAL,
+    ByHand,
+    Net,
+    Recorder,
+    loader,
+    net,
+    same,
+    saver,
+    state_tensors,
+    trainer,
+    weights,
+)
 from lightning.pytorch import Callback
 from lightning.pytorch.plugins import MixedPrecision
 
@@ -92,16 +106,8 @@ def test_the_momentum_averages_unscaled_gradients(optimizer):
     assert 1e-4 < largest < 10
 
 
-class Manual(Net):
+class Manual(ByHand, Net):
     """Manual optimization: the whole of it is the user's."""
-
-    automatic_optimization = False
-
-    def training_step(self, batch, batch_idx):
-        optimizer = self.optimizers()
-        optimizer.zero_grad()
-        self.manual_backward(super().training_step(batch, batch_idx))
-        optimizer.step()
 
 
 @pytest.mark.parametrize("name", ["rigl", "momentum", "gmp"])

@@ -5,6 +5,7 @@ from torch import nn
 
 from lightning_sparse.channels.atoms import Atom, Graph, Place
 from lightning_sparse.channels.choose import choose
+from lightning_sparse.channels.options import Choice
 
 
 def graph(model: nn.Module, flops: dict[str, float] | None = None, /, **atoms: list[str]) -> Graph:
@@ -76,4 +77,4 @@ def chosen(values, **settings):
     """Indices that stay, by axis, as lists."""
     found, sizes = alone(*map(len, values))
     named = {name: torch.tensor(v) for name, v in zip(sizes, values, strict=True)}
-    return [kept.tolist() for kept in choose(found, named, sizes, **settings).values()]
+    return [kept.tolist() for kept in choose(found, named, sizes, Choice(**settings)).values()]

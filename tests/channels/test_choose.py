@@ -7,7 +7,7 @@ import torch
 from channels.handmade import chosen
 
 from lightning_sparse.channels.choose import Axis, axis, top
-from lightning_sparse.channels.options import choice_problems, device_step
+from lightning_sparse.channels.options import Choice, device_step
 
 
 def test_under_global_scope_the_best_channels_of_all_stay():
@@ -84,7 +84,7 @@ def test_under_global_scope_what_rounding_takes_from_one_axis_another_gets():
 def test_without_a_multiple_the_step_of_the_device_is_taken_but_at_most_an_eighth_of_the_axis():
     cases = {(16, 512): 16, (16, 64): 8, (16, 20): 2, (16, 7): 1, (8, 512): 8, (16, 100): 8, (8, 1): 1}
     for (step, size), unit in cases.items():
-        assert axis(torch.zeros(size), round_to=None, step=step, min_channels=1, cap=None).unit == unit
+        assert axis(torch.zeros(size), Choice(round_to=None), step).unit == unit
 
 
 def test_the_step_of_a_device_is_that_of_its_vectors(monkeypatch):
@@ -104,11 +104,11 @@ def test_the_nearest_count_is_the_nearest(allowed):
 
 def test_wrong_arguments_are_named_all_at_once():
     wrong = {"keep": 0, "scope": "all", "target": "size", "round_to": 0, "min_channels": 0, "cap": 1.0}
-    assert len(choice_problems(threshold=None, **wrong)) == 6
+    assert len(Choice(threshold=None, **wrong).problems()) == 6
     with pytest.raises(ValueError, match="6 problems"):
         chosen([[1.0]], **wrong)
-    assert choice_problems(keep=7, scope="layer", threshold=0.1) == []  # keep is not asked
-    assert "threshold" in choice_problems(keep=1, scope="layer", threshold="x")[0]
+    assert Choice(keep=7, scope="layer", threshold=0.1).problems() == []  # keep is not asked
+    assert "threshold" in Choice(keep=1, scope="layer", threshold="x").problems()[0]
 
 
 def test_scores_that_are_nan_are_refused_by_name():

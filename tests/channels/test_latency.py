@@ -10,6 +10,7 @@ from torch import nn
 from lightning_sparse.channels import decide as deciding
 from lightning_sparse.channels.decide import decide
 from lightning_sparse.channels.latency import Latency, Stopwatch, Trial
+from lightning_sparse.channels.options import Choice
 
 HIDDEN = 20
 
@@ -42,7 +43,8 @@ def timed(model, **settings):
 def decided(model, keep, **settings):
     found, watch = timed(model)
     scores = {"h": torch.arange(float(HIDDEN))}
-    return decide(model, found, scores, watch.run, keep=keep, target="latency", stopwatch=watch, **settings)
+    choice = Choice(keep, target="latency", **settings)
+    return decide(model, found, scores, watch.run, choice, stopwatch=watch)
 
 
 def test_the_channels_that_take_the_share_of_the_time_are_found():
@@ -161,11 +163,9 @@ def test_other_targets_and_wrong_arguments_go_where_they_belong():
     found, sizes = alone(4, 4)
     model = nn.ParameterDict({name: nn.Parameter(torch.zeros(shape)) for name, shape in sizes.items()})
     scores = {"a": torch.arange(4.0), "b": torch.arange(4.0)}
-    assert {n: k.tolist() for n, k in decide(model, found, scores, None, keep=0.5, scope="layer").kept.items()} == {
-        "a": [2, 3],
-        "b": [2, 3],
-    }
+    kept = decide(model, found, scores, None, Choice(0.5, scope="layer")).kept
+    assert {n: k.tolist() for n, k in kept.items()} == {"a": [2, 3], "b": [2, 3]}
     with pytest.raises(ValueError, match=r"keep must be in \(0, 1\], got 2"):
-        decide(model, found, scores, None, keep=2, target="latency")
-    assert decide(model, found, {}, None).kept == {}
+        decide(model, found, scores, None, Choice(2, target="latency"))
+    assert decide(model, found, {}, None, Choice()).kept == {}
     assert deciding.Decision({}).latency is None

@@ -9,6 +9,7 @@ from torch import nn
 
 from lightning_sparse.channels.atoms import Atom, Graph, Place
 from lightning_sparse.channels.choose import choose
+from lightning_sparse.channels.options import Choice
 from lightning_sparse.channels.prices import Prices
 
 
@@ -60,7 +61,7 @@ def test_flops_and_parameters_are_the_nearest_on_the_way_from_nothing_to_everyth
     found, sizes = traced()
     generator = torch.Generator().manual_seed(4)
     named = {name: torch.rand(size, generator=generator) for name, size in zip("abc", SIZES, strict=True)}
-    kept = choose(found, named, sizes, keep=keep, scope=scope, target=target)
+    kept = choose(found, named, sizes, Choice(keep, scope, target))
 
     def measure(counts):
         flops, params = costs_of(counts)
@@ -68,7 +69,7 @@ def test_flops_and_parameters_are_the_nearest_on_the_way_from_nothing_to_everyth
 
     # all totals of channels, each with the exact choice that the channels' own target makes
     every = [
-        tuple(len(v) for v in choose(found, named, sizes, keep=n / sum(SIZES), scope=scope).values())
+        tuple(len(v) for v in choose(found, named, sizes, Choice(n / sum(SIZES), scope)).values())
         for n in range(3, sum(SIZES) + 1)
     ]
     want = keep * measure(SIZES)
@@ -83,10 +84,10 @@ def test_flops_and_parameters_are_the_nearest_on_the_way_from_nothing_to_everyth
 def test_axes_without_scores_stay_whole_and_count_among_the_costs_only():
     found, sizes = traced()
     named = {"a": torch.arange(6.0), "c": torch.arange(7.0)}
-    kept = choose(found, named, sizes, keep=7 / 13, scope="layer")
+    kept = choose(found, named, sizes, Choice(7 / 13, scope="layer"))
     assert {name: len(v) for name, v in kept.items()} == {"a": 3, "c": 4}
     with pytest.raises(ValueError, match=r"keep=0\.1 of the params cannot be met"):
-        choose(found, named, sizes, keep=0.1, target="params")
+        choose(found, named, sizes, Choice(0.1, target="params"))
 
 
 def test_a_square_weight_whose_two_dimensions_are_one_axis_shrinks_in_both():

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from helpers import DENSITY, LIVE, Net, Recorder, body, loader, net, same, trainer, weights
+from helpers import DENSITY, LIVE, Bare, Net, Recorder, body, loader, net, same, trainer, weights
 from lightning.pytorch import Callback, LightningModule
 from modes import mode
 from runs import MOVING, hooks, leaks, run
@@ -126,23 +126,6 @@ def test_an_optimizer_put_in_during_the_fit_is_followed():
     assert (fit.updater.sparsifier.steps, fit.updater.sparsifier.updates) == (24, 11)
     assert (fit.recorder.leaks, fit.recorder.state_leaks) == (0, 0)
     assert hooks(swap.old) == 0
-
-
-class Bare:
-    """What Lightning accepts as an optimizer, without torch's hooks."""
-
-    def __init__(self, weights):
-        self.param_groups, self.state, self.defaults = [{"params": list(weights)}], {}, {}
-
-    def step(self, closure=None):
-        return closure()
-
-    def zero_grad(self): ...
-
-    def state_dict(self):
-        return {}
-
-    def load_state_dict(self, state): ...
 
 
 @mode(15, "an optimizer without torch's step hooks", right="refused before a weight is touched, with the way out")

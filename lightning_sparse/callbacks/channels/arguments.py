@@ -1,10 +1,10 @@
-"""Arguments of a BNChannelPruner that cannot be right, whatever the model."""
+"""Arguments of a BNChannelPruner: those that cannot be right, whatever the model, and how it chooses."""
 
 from typing import TYPE_CHECKING
 
-from lightning_sparse.callbacks.channels_schedule import moment_problems
+from lightning_sparse.callbacks.channels.schedule import moment_problems
 from lightning_sparse.channels.criteria import criterion_problems
-from lightning_sparse.channels.options import choice_problems
+from lightning_sparse.channels.options import Choice
 from lightning_sparse.core.values import is_number, is_whole, wrong_flags, wrong_globs
 from lightning_sparse.penalties.strength import strength_problems
 
@@ -17,15 +17,7 @@ _SHRINKS = ("live", "end", "never")
 
 def problems(pruner: "BNChannelPruner") -> list[str]:
     """A sentence for each problem."""
-    found = choice_problems(
-        keep=pruner.keep,
-        scope=pruner.scope,
-        target=pruner.target,
-        threshold=pruner.threshold,
-        round_to=pruner.round_to,
-        min_channels=pruner.min_channels,
-        cap=pruner.cap,
-    )
+    found = choice(pruner).problems()
     found += criterion_problems(pruner.criterion) + moment_problems(pruner.at, pruner.every, pruner.at_steps)
     found += wrong_globs("exclude", pruner.exclude) + _penalty_problems(pruner)
     if not isinstance(pruner.shrink, str) or pruner.shrink not in _SHRINKS:
@@ -38,6 +30,14 @@ def problems(pruner: "BNChannelPruner") -> list[str]:
             found.append(f"{name} must be a whole number{'' if least is None else ' from 1 on'}, got {value!r}")
     found += wrong_flags(pruner, "decay_gammas", "compensate", "reset_monitors", "restore_rng")
     return found + ([] if isinstance(pruner.name, str) else [f"name must be str, got {pruner.name!r}"])
+
+
+def choice(pruner: "BNChannelPruner", keep: float | None = None) -> Choice:
+    """How the pruner chooses; ``keep`` is a share of what is there now, None takes its own."""
+    share = pruner.keep if keep is None else keep
+    return Choice(
+        share, pruner.scope, pruner.target, pruner.threshold, pruner.round_to, pruner.min_channels, pruner.cap
+    )
 
 
 def _several(pruner: "BNChannelPruner") -> bool:

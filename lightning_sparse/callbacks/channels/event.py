@@ -5,19 +5,19 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from lightning_sparse.callbacks.base import rank_zero_info
-from lightning_sparse.callbacks.channels_decision import decided
-from lightning_sparse.callbacks.channels_history import Cut
-from lightning_sparse.callbacks.channels_start import hold
-from lightning_sparse.callbacks.channels_surgery import agree_on_buffers, averages, cut
-from lightning_sparse.callbacks.channels_trace import quiet, quiet_step, samples
+from lightning_sparse.callbacks.channels.decision import decided
+from lightning_sparse.callbacks.channels.history import Cut
+from lightning_sparse.callbacks.channels.start import hold
+from lightning_sparse.callbacks.channels.surgery import agree_on_buffers, cut
+from lightning_sparse.callbacks.channels.trace import quiet, quiet_step, samples
+from lightning_sparse.callbacks.run import averages
 from lightning_sparse.channels.atoms import Graph, Kept
 from lightning_sparse.channels.compensate import Calibration
 from lightning_sparse.channels.recipe import Recipe
 from lightning_sparse.channels.report import make_report
-from lightning_sparse.channels.runs import eval_mode
 from lightning_sparse.channels.shrink import mask
-from lightning_sparse.core.probe import untouched_randomness
-from lightning_sparse.core.select import clean
+from lightning_sparse.core.probe import eval_mode, untouched_randomness
+from lightning_sparse.core.surgery import tensors
 
 if TYPE_CHECKING:
     from lightning_sparse.callbacks.bn_channel_pruner import BNChannelPruner
@@ -83,8 +83,8 @@ def _compensate(pruner: "BNChannelPruner", trainer: Any, pl_module: Any, graph: 
     folding = calibration.fold(kept)
     for name, (tensor, old) in zip(folding.written, folding.saved, strict=True):
         for shadow in averages(trainer):
-            named = {clean(n): t for n, t in [*shadow.named_parameters(), *shadow.named_buffers()]}
-            named[name].add_((tensor - old).to(named[name]))
+            average = tensors(shadow)[name]
+            average.add_((tensor - old).to(average))
 
 
 def _note(

@@ -8,10 +8,9 @@ from typing import Any, Literal
 from torch import Tensor, nn
 
 from lightning_sparse.callbacks.base import MisconfigurationException, rank_zero_info, rank_zero_warn
-from lightning_sparse.callbacks.regularizer import scale_of
+from lightning_sparse.callbacks.regularizer import scale_left, scale_of
 from lightning_sparse.callbacks.run import horizon
 from lightning_sparse.channels.atoms import Graph
-from lightning_sparse.core.hooks import unwrap
 from lightning_sparse.core.schedules import Schedule
 from lightning_sparse.core.select import inputs_first, matches, select
 from lightning_sparse.penalties import L1, GroupLasso, WeightRegularizer
@@ -104,9 +103,8 @@ class ChannelPenalty:
 
     def add(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
         """Gradients are accumulated and averaged, not yet clipped."""
-        fused = getattr(unwrap(optimizer), "_step_supports_amp_scaling", False)
         for engine in self.engines:
-            engine.add(optimizer, scale_of(trainer, pl_module.device) if fused else None)
+            engine.add(optimizer, scale_left(trainer, pl_module.device, optimizer))
 
     def discard(self) -> None:
         """Forget what was added for a step that a gradient scaler skipped."""

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from lightning_sparse.callbacks.base import MisconfigurationException
-from lightning_sparse.callbacks.channels_trace import forward_run, quiet, quiet_step, samples
+from lightning_sparse.callbacks.channels.arguments import choice
+from lightning_sparse.callbacks.channels.trace import forward_run, quiet, quiet_step, samples
 from lightning_sparse.callbacks.data import TrainerLoss, example_inputs
 from lightning_sparse.channels.atoms import Graph
 from lightning_sparse.channels.collect import Collector, gather
@@ -75,19 +76,8 @@ def _choose(
     with quiet(trainer, pl_module):
         timed = pruner.target == "latency"
         batch = samples(trainer, pruner.seed, 1)[0] if timed else None
-        return decide(
-            pl_module,
-            graph,
-            scores,
-            lambda: quiet_step(trainer, pl_module, batch),
-            keep=_share(pruner, now, reached),
-            scope=pruner.scope,
-            target=pruner.target,
-            threshold=pruner.threshold,
-            round_to=pruner.round_to,
-            min_channels=pruner.min_channels,
-            cap=pruner.cap,
-        ).kept
+        how = choice(pruner, _share(pruner, now, reached))
+        return decide(pl_module, graph, scores, lambda: quiet_step(trainer, pl_module, batch), how).kept
 
 
 def _share(pruner: "BNChannelPruner", now: Mapping[str, float], reached: int) -> float:

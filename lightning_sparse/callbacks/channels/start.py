@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from lightning_sparse.callbacks.base import MisconfigurationException, rank_zero_info, rank_zero_warn
-from lightning_sparse.callbacks.channels_state import take
-from lightning_sparse.callbacks.channels_surgery import refuse_sharded_optimizers
+from lightning_sparse.callbacks.base import MisconfigurationException, rank_zero_info, rank_zero_warn, refers
+from lightning_sparse.callbacks.channels.state import take
+from lightning_sparse.callbacks.channels.surgery import refuse_sharded_optimizers
 from lightning_sparse.callbacks.mask_updater import MaskUpdater
 from lightning_sparse.callbacks.monitors import watchers
-from lightning_sparse.callbacks.run import mend_loops, refuse_strategy, restore_random_states
+from lightning_sparse.callbacks.run import mend_loops, refuse_strategy, restore_random_states, stand_before
 from lightning_sparse.channels.criteria import named
 from lightning_sparse.channels.hold import ChannelHold
 
@@ -34,10 +34,7 @@ def before_fit(pruner: "BNChannelPruner", trainer: Any, pl_module: Any) -> None:
             f"{pruner.name} and {others[0].name} would each cut the other's channels; one BNChannelPruner with "
             "exclude=[...] and at=[...] does both"
         )
-    others = [each for each in trainer.callbacks if each is not pruner]
-    masks = next((i for i, other in enumerate(others) if isinstance(other, MaskUpdater)), len(others))
-    if masks < trainer.callbacks.index(pruner):  # gradients are penalized first, and masked then
-        trainer.callbacks = [*others[:masks], pruner, *others[masks:]]  # a new list: Lightning walks the old one
+    stand_before(trainer, pruner, MaskUpdater)  # gradients are penalized first, and masked then
 
 
 def begin(pruner: "BNChannelPruner", trainer: Any, pl_module: Any) -> None:
@@ -80,8 +77,8 @@ def hold(pruner: "BNChannelPruner", trainer: Any, pl_module: Any) -> None:
 def _restore(pruner: "BNChannelPruner", trainer: Any, pl_module: Any) -> Any:
     """Returns the random states to go on with, if there are some."""
     state, pruner.pending = pruner.pending, {}
-    same = pruner.model is not None and pruner.model() is pl_module
-    if trainer.ckpt_path is None and not (pruner.loaded is not None and pruner.loaded() is pl_module and not same):
+    same = refers(pruner.model, pl_module)
+    if trainer.ckpt_path is None and not (refers(pruner.loaded, pl_module) and not same):
         state = {}  # what test(ckpt_path=...) loaded was for another model, or was taken up then
     pruner.model = weakref.ref(pl_module)
     if state:

@@ -5,9 +5,9 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from lightning_sparse.callbacks.base import MisconfigurationException
-from lightning_sparse.callbacks.channels_decision import refuse_impossible
-from lightning_sparse.callbacks.channels_surgery import unwrapped
-from lightning_sparse.callbacks.channels_trace import StepTrace, graph_without_step
+from lightning_sparse.callbacks.channels.decision import refuse_impossible
+from lightning_sparse.callbacks.channels.surgery import unwrapped
+from lightning_sparse.callbacks.channels.trace import StepTrace, graph_without_step
 from lightning_sparse.channels.atoms import Graph
 from lightning_sparse.core.flops import batch_size
 

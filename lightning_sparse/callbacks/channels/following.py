@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from lightning_sparse.callbacks.channels_surgery import averages
+from lightning_sparse.callbacks.base import refers
+from lightning_sparse.callbacks.run import averages
 from lightning_sparse.channels.recipe import Recipe
 from lightning_sparse.channels.restore import follow_shapes, saved_tensors
 
@@ -33,7 +34,7 @@ class Following:
         """Refuse a checkpoint of another model; within a fit, any other shape: no optimizer would follow."""
         if prefix or not _differs(module, state):
             return None
-        own = self._pruner.recipe if self._own(module) else Recipe()
+        own = self._pruner.recipe if refers(self._pruner.model, module) else Recipe()
         if self._pruner.running:
             text = "weights of other shapes were loaded within a fit, whose optimizers cannot follow; start another fit"
             raise ValueError(f"{self._pruner.name}: {text}")
@@ -42,9 +43,6 @@ class Following:
         recipe.load_state_dict(checkpoint.get("callbacks", {}).get(self._pruner.state_key, {}).get("channels", {}))
         recipe.refuse_other(module, state, own)
         return lambda: recipe.complete(module, own)
-
-    def _own(self, module: nn.Module) -> bool:
-        return self._pruner.model is not None and self._pruner.model() is module
 
 
 def _differs(module: nn.Module, state: Mapping[str, Any]) -> bool:

@@ -11,6 +11,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from lightning_sparse.callbacks.base import MisconfigurationException, rank_zero_warn
 from lightning_sparse.callbacks.mask_updater import MaskUpdater
+from lightning_sparse.callbacks.run import averages
 from lightning_sparse.channels.atoms import Graph, Kept, kept_indices
 from lightning_sparse.channels.attributes import fix
 from lightning_sparse.channels.recipe import attributes_of
@@ -19,8 +20,9 @@ from lightning_sparse.core.errors import raise_problems
 from lightning_sparse.core.hooks import unwrap
 from lightning_sparse.core.resize import misfits
 from lightning_sparse.core.select import clean
+from lightning_sparse.core.sharded import is_distributed
 from lightning_sparse.core.sparsifier import Sparsifier
-from lightning_sparse.core.surgery import Cuts, reshape
+from lightning_sparse.core.surgery import Cuts, reshape, tensors
 
 if TYPE_CHECKING:
     from lightning_sparse.callbacks.bn_channel_pruner import BNChannelPruner
@@ -55,13 +57,6 @@ def cut(pruner: "BNChannelPruner", trainer: Any, pl_module: Any, graph: Graph, k
         rank_zero_warn(f"{pruner.name}: {'; '.join(lost)}")
 
 
-def averages(trainer: Any) -> list[nn.Module]:
-    """Moving averages of the model that callbacks hold (WeightAveraging, EMA, SWA), each as the model itself."""
-    held = [getattr(callback, "_average_model", None) for callback in trainer.callbacks]
-    found = [each for each in held if isinstance(each, nn.Module)]
-    return [each.module if isinstance(each, torch.optim.swa_utils.AveragedModel) else each for each in found]
-
-
 def masked_by(trainer: Any) -> list[Sparsifier]:
     """The engines of all MaskUpdaters."""
     return [engine for each in trainer.callbacks if isinstance(each, MaskUpdater) for engine in each.engines]
@@ -85,14 +80,14 @@ def unwrapped(trainer: Any) -> Iterator[None]:
 @torch.no_grad()
 def agree_on_buffers(trainer: Any, pl_module: nn.Module) -> None:
     """Running statistics are the first rank's on all: those are saved, and DDP takes them for the next forward pass."""
-    if trainer.world_size > 1 and torch.distributed.is_available() and torch.distributed.is_initialized():
+    if trainer.world_size > 1 and is_distributed():
         for buffer in pl_module.buffers():
             torch.distributed.broadcast(buffer, 0)
 
 
 @torch.no_grad()
 def _follow(shadow: nn.Module, cuts: Cuts, before: "dict[str, Any]", after: "dict[str, Any]") -> None:
-    named = {clean(n): t for n, t in [*shadow.named_parameters(), *shadow.named_buffers()]}
+    named = tensors(shadow)
     old = {name: tuple(named[name].shape) for name in cuts if name in named}
     reshape({name: named[name] for name in old}, {name: cuts[name] for name in old})
     fix(shadow, list(old), old)
