@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from lightning_sparse.core.select import inputs_first
 
 BITS = (2, 3, 4, 5, 6, 7, 8)
+FEW = 3  # bits up to which a scale is fitted
 
 
 @dataclass(frozen=True)
@@ -15,10 +16,10 @@ class Codes:
     """A quantized weight: integers and the scales of its output channels.
 
     Attributes:
-        codes: int8, of the weight's shape.
+        codes: int8, of the weight's shape; 0 where the weight is dead.
         scale: float32, one for each output channel, positive.
         axis: the dimension of the output channels.
-        bits: codes lie in ``-(2**(bits - 1) - 1) ... 2**(bits - 1) - 1``.
+        bits: how many a live weight needs: codes are 1 to ``levels(bits)`` and -1 to ``-levels(bits)``.
 
     Example:
         >>> Codes(torch.tensor([[2, 0], [-1, 1]], dtype=torch.int8), torch.tensor([0.5, 2.0]), 0, 8).weight()
@@ -37,13 +38,15 @@ class Codes:
 
 
 def levels(bits: int) -> int:
-    """The largest code.
+    """The largest code. The mask says what is zero, so all codes are for live weights: two bits stand for four values.
+
+    Eight bits stop at 127, which is what int8 holds on both sides.
 
     Example:
         >>> [levels(bits) for bits in (2, 3, 4, 8)]
-        [1, 3, 7, 127]
+        [2, 4, 8, 127]
     """
-    return int(2 ** (bits - 1)) - 1
+    return min(int(2 ** (bits - 1)), 127)
 
 
 def output_axis(module: nn.Module) -> int:
@@ -66,8 +69,9 @@ def scales(weight: Tensor, bits: int, axis: int = 0) -> Tensor:
     """One scale for each output channel, float32: the largest weight is the largest code.
 
     Clipping large weights helps dense layers and harms sparse ones, whose few large weights carry the model. With two
-    bits there is one magnitude, and the mean of those that live is the closest (Rastegari et al. 2016, XNOR-Net,
-    https://arxiv.org/abs/1603.05279, equation 6, over live weights). A channel without live weights has scale 1.
+    or three bits there are too few codes to spend one on the largest: from there the scale goes twice to where the
+    squared error is least with the codes that it gives (Lloyd 1982, https://doi.org/10.1109/TIT.1982.1056489). A
+    channel without live weights has scale 1.
 
     Args:
         weight: float, of any shape; zeros are dead.
@@ -77,8 +81,8 @@ def scales(weight: Tensor, bits: int, axis: int = 0) -> Tensor:
     Example:
         >>> scales(torch.tensor([[1.27, 0.0, -0.3], [0.0, 0.0, 0.0]]), 8)
         tensor([0.0100, 1.0000])
-        >>> scales(torch.tensor([[3.0, 0.0, -1.0]]), 2)
-        tensor([2.])
+        >>> scales(torch.tensor([[3.0, 0.0, -1.0]]), 2)  # codes 2 and 1: (2 * 3 + 1 * 1) / (2 * 2 + 1 * 1)
+        tensor([1.4000])
     """
     return _scales(weight.abs().float(), bits, axis)
 
@@ -108,12 +112,15 @@ def snap(weight: Tensor, bits: int, axis: int, work: Tensor) -> None:
         work: float32 of the same shape, to compute in: new memory costs more than the arithmetic.
 
     Example:
-        >>> weight = torch.tensor([[3.0, 0.0, -1.6, 0.2]])
-        >>> snap(weight, 3, 0, torch.empty(1, 4))
+        >>> weight = torch.tensor([[6.0, 0.0, -1.6, 0.2]])
+        >>> snap(weight, 4, 0, torch.empty(1, 4))
         >>> weight
-        tensor([[ 3.,  0., -2.,  1.]])
+        tensor([[ 6.0000,  0.0000, -1.5000,  0.7500]])
     """
-    torch.abs(work.copy_(weight), out=work)
+    if weight.dtype is work.dtype:
+        torch.abs(weight, out=work)
+    else:
+        work.copy_(weight).abs_()
     scale = _scales(work, bits, axis)
     _round(work, scale, bits, axis).mul_(along(scale, work, axis))
     weight.sign_().mul_(work)
@@ -127,8 +134,8 @@ def quantize(weight: Tensor, bits: int, axis: int = 0) -> Codes:
         ValueError: on a weight with NaN or infinity.
 
     Example:
-        >>> quantize(torch.tensor([[3.0, 0.0, -1.6, 0.2]]), 3).codes
-        tensor([[ 3,  0, -2,  1]], dtype=torch.int8)
+        >>> quantize(torch.tensor([[6.0, 0.0, -1.6, 0.2]]), 4).codes
+        tensor([[ 8,  0, -2,  1]], dtype=torch.int8)
     """
     if not weight.isfinite().all():
         raise ValueError("a weight with NaN or infinity cannot be quantized")
@@ -138,7 +145,18 @@ def quantize(weight: Tensor, bits: int, axis: int = 0) -> Codes:
 
 def _scales(size: Tensor, bits: int, axis: int) -> Tensor:
     rest = [dim for dim in range(size.ndim) if dim != axis]
-    scale = size.sum(rest) / (size > 0).sum(rest).clamp(min=1) if bits == 2 else size.amax(rest) / levels(bits)
+    scale = _usable(size.amax(rest) / levels(bits))
+    if bits > FEW:
+        return scale
+    live = size > 0
+    for _ in range(2):
+        codes = _round(size.clone(), scale, bits, axis).mul_(live)
+        squares = codes.square().sum(rest)
+        scale = _usable((size * codes).sum(rest) / squares.clamp(min=1))
+    return scale
+
+
+def _usable(scale: Tensor) -> Tensor:
     tiny = torch.finfo(torch.float32).tiny  # below, a quotient would be no number
     return torch.where(scale > 0, scale.clamp(min=tiny), torch.ones_like(scale))
 

@@ -1,8 +1,9 @@
 """What is known of a quantized model: bits of its weights, ranges of its activations, what stays in float."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from torch import Tensor, nn
 
@@ -75,10 +76,11 @@ class Quantization:
             ValueError: if the model lacks a layer, or a weight has NaN or infinity; all at once.
 
         Example:
+            >>> import torch
             >>> net = nn.Sequential(nn.Linear(2, 1, bias=False))
             >>> net[0].weight.data = torch.tensor([[1.0, -0.6]])
             >>> Quantization({"0": Layer("0", 4)}).codes(net)["0.weight"].codes
-            tensor([[ 7, -4]], dtype=torch.int8)
+            tensor([[ 8, -5]], dtype=torch.int8)
         """
         modules = {clean(name): module for name, module in model.named_modules()}
         problems, found = [], dict[str, Codes]()
@@ -118,6 +120,64 @@ class Quantization:
         wrong += [f"the range of {n} has the scale {r.scale}" for n, r in ranges.items() if not 0 < r.scale < 1e38]
         raise_problems(wrong, "reading a saved quantization")
         return cls(layers, ranges, left)
+
+
+_REMEMBERED: WeakKeyDictionary[nn.Module, tuple[Quantization, str]] = WeakKeyDictionary()
+
+
+def remember(module: nn.Module, quantization: Quantization) -> None:
+    """Keep in mind how a module was quantized, and the modules in it, for as long as they exist; copies are others.
+
+    Example:
+        >>> net = nn.Sequential(nn.Linear(2, 2))
+        >>> remember(net, Quantization({"0": Layer("0", 4)}))
+        >>> remembered(net).layers["0"].bits, remembered(net[0]).layers[""].bits, remembered(nn.Linear(2, 2))
+        (4, 4, None)
+    """
+    for name, child in module.named_modules():
+        prefix = f"{clean(name)}." if clean(name) else ""
+        _REMEMBERED[child] = quantization, prefix
+
+
+def remembered(module: nn.Module) -> Quantization | None:
+    """How this module was quantized last, with the names that layers have in it; None if it was not."""
+    quantization, prefix = _REMEMBERED.get(module, (None, ""))
+    found = None if quantization is None else within(quantization, prefix)
+    return found if found and found.layers else None
+
+
+def within(quantization: Quantization, prefix: str) -> Quantization:
+    """The part of it that belongs to one module of the model, by the names that layers have there.
+
+    Where values come in on the grid of a layer outside, that grid is the layer's own.
+
+    Example:
+        >>> layers = {"a.0": Layer("a.0", 8, output="a.0:out"), "b.0": Layer("b.0", 8, input="a.0:out")}
+        >>> part = within(Quantization(layers, {"a.0:out": Range(0.1, 0)}), "b.")
+        >>> part.layers, part.ranges
+        ({'0': Layer(module='0', bits=8, norm=None, clip=None, input='0:in', output=None)}, {'0:in': Range(scale=0.1, \
+zero_point=0, bits=8)})
+    """
+    if not prefix:
+        return quantization
+    layers, ranges = dict[str, Layer](), dict[str, Range]()
+    inside = {name: layer for name, layer in quantization.layers.items() if f"{name}.".startswith(prefix)}
+    for name, layer in inside.items():
+        own, places = _rest(name, prefix), dict[str, str | None]()
+        for kind, place in (("in", layer.input), ("out", layer.output)):
+            places[kind] = None
+            if place is not None:
+                owner = place.rpartition(":")[0]
+                places[kind] = f"{_rest(owner, prefix)}:{place.rpartition(':')[2]}" if owner in inside else f"{own}:in"
+                ranges[str(places[kind])] = quantization.ranges[place]
+        norm = None if layer.norm is None else _rest(layer.norm, prefix)
+        layers[own] = replace(layer, module=own, norm=norm, input=places["in"], output=places["out"])
+    left = {_rest(name, prefix): why for name, why in quantization.left.items() if name.startswith(prefix)}
+    return Quantization(layers, ranges, left)
+
+
+def _rest(name: str, prefix: str) -> str:
+    return name.removeprefix(prefix) if f"{name}." != prefix else ""
 
 
 def _pair(clip: Any) -> tuple[float, float | None] | None:

@@ -59,9 +59,9 @@ def harm(weight: Tensor, squared: Tensor, axis: int, choices: Sequence[int]) -> 
         choices: numbers of bits.
 
     Example:
-        >>> weight = torch.tensor([[3.0, 0.0, -1.6]])
-        >>> {bits: round(value, 3) for bits, value in harm(weight, torch.ones(1, 3), 0, [3]).items()}  # -1.6 becomes -2
-        {3: 0.08}
+        >>> weight = torch.tensor([[8.0, 0.0, -1.6]])
+        >>> {bits: round(value, 3) for bits, value in harm(weight, torch.ones(1, 3), 0, [4]).items()}  # -1.6 becomes -2
+        {4: 0.08}
     """
     work, found = torch.empty(weight.shape), dict[int, float]()
     for bits in choices:

@@ -36,6 +36,7 @@ def find(
         activations: whether these are quantized too.
 
     Example:
+        >>> import torch
         >>> net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(16, 2))
         >>> found = find(net, lambda: net(torch.zeros(1, 1, 4, 4)), {"0": 8, "4": 4})
         >>> found["0"]

@@ -70,10 +70,10 @@ def test_fewer_bits_that_harm_less_are_taken_first():
 
 
 def test_expected_harm_is_half_the_curvature_times_the_squared_error():
-    weight = torch.tensor([[3.0, 0.0, -1.6], [0.3, 0.21, 0.0]])
+    weight = torch.tensor([[8.0, 0.0, -1.6], [0.8, 0.21, 0.0]])
     squared = torch.tensor([[1.0, 5.0, 2.0], [1.0, 4.0, 9.0]])
-    # at 3 bits: steps of 1 and of 0.1; -1.6 becomes -2, 0.21 becomes 0.2; dead weights have no error
-    assert harm(weight, squared, 0, [3])[3] == pytest.approx(0.5 * (2 * 0.16 + 4 * 0.0001), rel=1e-5)
+    # at 4 bits: steps of 1 and of 0.1; -1.6 becomes -2, 0.21 becomes 0.2; dead weights have no error
+    assert harm(weight, squared, 0, [4])[4] == pytest.approx(0.5 * (2 * 0.16 + 4 * 0.0001), rel=1e-5)
 
 
 def test_squared_gradients_are_averaged_over_batches_and_leave_the_model_alone():

@@ -12,7 +12,7 @@ _ALL_ZERO = names(
     "add sub rsub relu gelu silu mish tanh hardtanh relu6 hardswish leaky_relu elu selu celu neg abs sin tan asin "
     "atan sinh asinh atanh erf expm1 log1p sqrt sign trunc round floor ceil frac softsign hardshrink softshrink "
     "tanhshrink clone _to_copy detach alias lift_fresh contiguous to maximum minimum nan_to_num dropout "
-    "native_dropout square _prelu_kernel prelu lerp threshold"
+    "native_dropout square _prelu_kernel prelu lerp threshold _fused_moving_avg_obs_fq_helper"
 )
 _ANY_ZERO = frozenset(("mul",))
 _FIRST_ZERO = frozenset(("div", "pow", "copy", "fmod", "remainder"))
@@ -62,7 +62,8 @@ _KEEP = names(
     "full_like rand_like randn_like randint_like bernoulli uniform normal exponential random log_normal cauchy "
     "geometric copy masked_fill where native_dropout dropout _dropout_impl gelu silu relu hardtanh leaky_relu elu "
     "mish hardswish hardsigmoid softplus log_sigmoid_forward rrelu_with_noise tril triu relu6 selu celu threshold "
-    "nan_to_num clamp lerp addcmul addcdiv bitwise_not logical_not conj _conj resolve_conj"
+    "nan_to_num clamp lerp addcmul addcdiv bitwise_not logical_not conj _conj resolve_conj "
+    "_fused_moving_avg_obs_fq_helper"
 )
 
 

@@ -1,0 +1,1 @@
+"""What QuantizeSparse is made of."""
