@@ -54,6 +54,11 @@ class SparsityWatch:
             self.history.update(masks)
             self._keep_row(list(densities(params).values()))
 
+    def fits(self, params: Params) -> bool:
+        """Whether the masks that were noted last have the shapes of these."""
+        known = self.history.now
+        return all(known[name].shape == _outputs_first(p).shape for name, p in params.items() if name in known)
+
     def _keep_row(self, row: list[float]) -> None:
         """A run of any length keeps a bounded number of rows, in every checkpoint too."""
         if self._noted % self._stride == 0:

@@ -17,6 +17,7 @@ from lightning_sparse.callbacks.channels.start import before_fit, begin
 from lightning_sparse.callbacks.channels.state import saved, take
 from lightning_sparse.callbacks.channels.surgery import unwrapped
 from lightning_sparse.callbacks.channels.watch import GraphWatch
+from lightning_sparse.callbacks.channels.workers import send_back, take_back
 from lightning_sparse.callbacks.monitors import reset_monitors
 from lightning_sparse.callbacks.regularizer import logs
 from lightning_sparse.callbacks.run import gather_random_states
@@ -130,20 +131,19 @@ class BNChannelPruner(Callback):
         self.reset_monitors, self.restore_rng, self.name = reset_monitors, restore_rng, name
         raise_problems(problems(self), "BNChannelPruner")
         self.done = 0  # moments
+        self.steps = 0  # that are over; Lightning counts the last one of a run that goes on when its epoch begins
         self.first: dict[str, float] = {}  # what there was before the first of them
         self.counts: dict[str, int] = {}  # channels that are left of each axis that there was then
         self.held: dict[str, Tensor] = {}  # channels that are left, of those that are still there as zeros
         self.recipe, self.history = Recipe(), History()
         self.moments: Moments | None = None
-        self.pull = ChannelPenalty(penalty, l1, ratio, exclude, name)
-        self.watch = GraphWatch()
+        self.pull, self.watch = ChannelPenalty(penalty, l1, ratio, exclude, name), GraphWatch()
         self.hold: ChannelHold | None = None
         self.model: weakref.ref[Any] | None = None
         self.pending: dict[str, Any] = {}  # from a checkpoint
         self.loaded: weakref.ref[Any] | None = None  # what its weights went into
-        self.running = False
         self._handles: list[RemovableHandle] = []
-        self.begin_anew = self._behind = self._failed = False
+        self.running = self.begin_anew = self._behind = self._failed = False
         self._file = FileCheck()
 
     # What a user reads ---------------------------------------------------------------------------------------------
@@ -155,10 +155,11 @@ class BNChannelPruner(Callback):
     def attach(self, module: nn.Module) -> None:
         """Let a module take the shapes of whatever is loaded into it, also outside of a fit.
 
-        Needed before a fit in processes that are spawned or forked (``strategy="ddp_spawn"``, notebooks): smaller
-        weights come back into a module of this process that nothing has cut.
+        Needed before a fit in processes that are spawned or forked (``strategy="ddp_spawn"``, notebooks), which is
+        refused without: smaller weights come back into a module of this process that nothing has cut. What was cut
+        comes back with them.
         """
-        follow_shapes(module)
+        follow_shapes(module, take_back(self))
 
     # Lightning's hooks ---------------------------------------------------------------------------------------------
 
@@ -171,9 +172,9 @@ class BNChannelPruner(Callback):
         """Refuse early what cannot work; let the model take the shapes of what is loaded."""
         self._file.begin()
         self._close()
-        self._handles = Following(self, trainer).attach(pl_module)
         if stage == "fit":
             before_fit(self, trainer, pl_module)
+        self._handles = Following(self, trainer).attach(pl_module)
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Take up what a checkpoint says; follow the optimizers."""
@@ -198,7 +199,7 @@ class BNChannelPruner(Callback):
             self._behind = False
             self._go(trainer, pl_module, trainer.current_epoch)
         self.pull.discard()
-        if not self._over:
+        if self.moments and not self.moments.over(self.done):
             self.watch.step_begins(trainer, pl_module)
 
     def on_before_backward(self, trainer: Any, pl_module: Any, loss: Tensor) -> None:
@@ -220,8 +221,10 @@ class BNChannelPruner(Callback):
         """Try what was found in this step; cut, where that was asked for after a step."""
         self.watch.step_ends(self, trainer, pl_module, batch)
         self.pull.learn(trainer, pl_module, self.watch.graph, None)
-        if self.moments and self.moments.between and not trainer.fit_loop._should_accumulate():
-            self._go(trainer, pl_module, trainer.current_epoch, 1)  # Lightning counts this step later
+        if not trainer.fit_loop._should_accumulate():
+            self.steps = trainer.fit_loop.epoch_loop._batches_that_stepped + 1  # Lightning counts this step later
+            if self.moments and self.moments.between:
+                self._go(trainer, pl_module, trainer.current_epoch)
         if self.pull.engines and logs(trainer):
             pl_module.log(f"{self.name}/penalty", self.pull.value(), batch_size=1)
 
@@ -241,6 +244,8 @@ class BNChannelPruner(Callback):
     def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Let go of model and optimizers."""
         self._close()
+        if stage == "fit":
+            send_back(self, trainer, pl_module)
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
         """Let go: ``teardown`` is not called after errors."""
@@ -273,18 +278,14 @@ class BNChannelPruner(Callback):
 
     # How -----------------------------------------------------------------------------------------------------------
 
-    @property
-    def _over(self) -> bool:
-        return self.moments is None or self.moments.over(self.done)
-
-    def _go(self, trainer: Any, pl_module: Any, epochs: int, more: int = 0) -> None:
-        now = (epochs, trainer.fit_loop.epoch_loop._batches_that_stepped + more)
+    def _go(self, trainer: Any, pl_module: Any, epochs: int) -> None:
+        now = (epochs, max(self.steps, trainer.fit_loop.epoch_loop._batches_that_stepped))
         reached = self.moments.reached(*now) if self.moments else 0
         if reached <= self.done:
             return
         with unwrapped(trainer):
             done = go(self, trainer, pl_module, reached, now)
-        if done and self._over:
+        if done and self.moments and self.moments.over(self.done):
             self.pull.stop()
             self.begin_anew = self.reset_monitors
 
@@ -292,9 +293,7 @@ class BNChannelPruner(Callback):
         self.pull.close()
         if self.hold:
             self.hold.detach()
-            self.hold = None
         self.watch.close()
-        self.running = False
-        for handle in self._handles:
-            handle.remove()
-        self._handles = []
+        self.hold, self.running = None, False
+        while self._handles:
+            self._handles.pop().remove()

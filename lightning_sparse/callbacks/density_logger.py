@@ -1,7 +1,6 @@
 """Watching sparsity: scalars for any logger, pictures where the logger can show them, two tables."""
 
 import weakref
-from math import prod
 from typing import Any
 
 from lightning_sparse.callbacks.base import (
@@ -11,12 +10,14 @@ from lightning_sparse.callbacks.base import (
     refers,
     without_model,
 )
+from lightning_sparse.callbacks.batch_flops import BatchFlops
 from lightning_sparse.callbacks.bn_channel_pruner import BNChannelPruner
-from lightning_sparse.callbacks.channels.logged import channel_details, channel_scalars
+from lightning_sparse.callbacks.channels.logged import channel_details, channel_pruners, channel_scalars
 from lightning_sparse.callbacks.charts import add_layout, show_masks, show_weights
 from lightning_sparse.callbacks.mask_updater import MaskUpdater
+from lightning_sparse.callbacks.run import stand_before
 from lightning_sparse.core.errors import raise_problems
-from lightning_sparse.core.flops import FlopCounter, batch_size
+from lightning_sparse.core.flops import batch_size
 from lightning_sparse.core.param import SparseParam, densities
 from lightning_sparse.core.sparsifier import Sparsifier
 from lightning_sparse.core.values import is_whole, wrong_flags
@@ -74,11 +75,10 @@ class DensityLogger(Callback):
         self.images, self.histograms, self.layout = images, histograms, layout
         raise_problems(self._problems(), "DensityLogger")
         self.watch = SparsityWatch()
-        self._counter: FlopCounter | None = None
+        self._batch = BatchFlops()
         self._model: weakref.ref[Any] | None = None
         self._first: tuple[int, dict[str, float], dict[str, float]] | None = None
         self._started, self._anew, self._moves, self._steps = False, True, (0, 0, 0), 0
-        self._shapes: dict[str, tuple[int, ...]] = {}
 
     @property
     def state_key(self) -> str:
@@ -88,33 +88,41 @@ class DensityLogger(Callback):
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """There must be something to log."""
         known = any(isinstance(callback, MaskUpdater | BNChannelPruner) for callback in trainer.callbacks)
+        for pruner in channel_pruners(trainer):
+            stand_before(trainer, pruner, DensityLogger)
         if stage == "fit" and not known:
             raise MisconfigurationException(
                 "DensityLogger found no MaskUpdater; add one, or a BNChannelPruner, to Trainer(callbacks=[...])"
             )
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-        """Count FLOPs on the first batch; the hooks are gone after it."""
+        """Another fit, perhaps of another model."""
         self._started = False
         if self._model is not None and not refers(self._model, pl_module) and trainer.ckpt_path is None:
             self.watch = SparsityWatch()  # another model has another history
         self._model = weakref.ref(pl_module)
-        if not any(hasattr(module, "_orig_mod") for module in pl_module.modules()):  # hooks would make it compile twice
-            self._counter = FlopCounter(pl_module)
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
-        """The first entry: every key is there from step 0 on, and masks are made by now; a run that goes on has it."""
+        """The first entry: every key is there from step 0 on, and masks are made by now; a run that goes on has it.
+
+        FLOPs are counted on this batch; the hooks are gone after it.
+        """
         if not self._started and _updaters(trainer):
             params = _params(trainer)
-            self._started, self._steps, self._moves = True, _steps(trainer), _moves(trainer)
-            self._shapes = _shapes(params)
+            self._started, self._steps = True, _steps(trainer)
+            self._batch.begin(pl_module, params)
             self._anew = _log_step(trainer) == 0 or not self.watch.densities
             if self._anew:
                 self._note(trainer, params)
+            self._moves = _moves(trainer) if self.watch.fits(params) else (0, 0, 0)  # else they were cut just now
             values = self.watch.scalars(params) | self._details(params)
             self._first = (_log_step(trainer), values, densities(params))
             if self.layout:
                 add_layout(trainer)
+
+    def on_before_backward(self, trainer: Any, pl_module: Any, loss: Any) -> None:
+        """The forward pass that is counted is over."""
+        self._batch.forward_ends(_params(trainer) if self._first else {})
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Count, and log where it is time to."""
@@ -124,10 +132,10 @@ class DensityLogger(Callback):
             return  # inside a window of accumulated batches, or the step was skipped
         self._steps, params = steps, _params(trainer)
         if params:
-            self.watch.count(params, any(e.algorithm.needs_gradient(e.steps) for e in _engines(trainer)))
             if self._moves != (moves := _moves(trainer)):
                 self._moves = moves
-                self._note(trainer, params)
+                self._note(trainer, params)  # first: what was cut costs less from this step on
+            self.watch.count(params, any(e.algorithm.needs_gradient(e.steps) for e in _engines(trainer)))
         every = self.every or trainer.log_every_n_steps  # 0 in a bare trainer
         if every and (_log_step(trainer) + 1) % every == 0:
             self._log(trainer, pl_module, params)
@@ -145,11 +153,11 @@ class DensityLogger(Callback):
 
     def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Leave no hook behind."""
-        self._close()
+        self._batch.close()
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
         """Leave no hook behind."""
-        self._close()
+        self._batch.close()
 
     def state_dict(self) -> dict[str, Any]:
         """The masks' history and the FLOPs so far."""
@@ -161,7 +169,7 @@ class DensityLogger(Callback):
 
     def __getstate__(self) -> dict[str, Any]:
         """Without hooks."""
-        return {**without_model(self), "_counter": None, "_model": None}
+        return {**without_model(self), "_batch": BatchFlops(), "_model": None}
 
     def _problems(self) -> list[str]:
         found = wrong_flags(self, "per_layer", "images", "histograms", "layout")
@@ -171,9 +179,8 @@ class DensityLogger(Callback):
 
     def _begin(self, trainer: Any, batch: Any) -> None:
         """The entry and the table of the start, now that the FLOPs of a batch are known."""
-        if self._counter:
-            self.watch.flops = dict(self._counter.flops)
-            self._close()
+        self._batch.end()
+        self.watch.flops = self._batch.flops
         if self._first:
             step, values, densities = self._first
             share = self.watch.flops_share(densities)
@@ -190,19 +197,11 @@ class DensityLogger(Callback):
         if planned != now:
             rank_zero_info(f"planned for the end; now {now:,} weights live")
 
-    def _close(self) -> None:
-        if self._counter:
-            self._counter.close()
-            self._counter = None
-
     def _scalars(self, trainer: Any, params: dict[str, SparseParam]) -> dict[str, float]:
         return (self.watch.scalars(params) if params else {}) | channel_scalars(trainer)
 
     def _note(self, trainer: Any, params: dict[str, SparseParam]) -> None:
-        now = _shapes(params)
-        for name in set(now) & set(self._shapes) & set(self.watch.flops):  # channels were cut: a layer costs less
-            self.watch.flops[name] *= prod(now[name]) / prod(self._shapes[name])
-        self._shapes = now
+        self._batch.follow(params)
         self.watch.note(params)
         if self.images:
             show_masks(trainer, params, self.watch.densities, _log_step(trainer))
@@ -240,10 +239,6 @@ def _params(trainer: Any) -> dict[str, SparseParam]:
 def _steps(trainer: Any) -> int:
     stepped = not trainer.fit_loop._should_accumulate()
     return sum(engine.steps for engine in _engines(trainer)) if _updaters(trainer) else _log_step(trainer) + stepped
-
-
-def _shapes(params: dict[str, SparseParam]) -> dict[str, tuple[int, ...]]:
-    return {name: tuple(p.mask.shape) for name, p in params.items()}
 
 
 def _moves(trainer: Any) -> tuple[int, int, int]:

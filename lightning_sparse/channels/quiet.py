@@ -16,15 +16,22 @@ from lightning_sparse.core.probe import untouched_randomness
 def plain_paths() -> Iterator[None]:
     """Attention without its fused path, compiled code as it was written."""
     fast = torch.backends.mha.get_fastpath_enabled()
-    with ExitStack() as stack:
-        if "torch._dynamo" in sys.modules and hasattr(torch.compiler, "set_stance"):
-            stance: Any = torch.compiler.set_stance
-            stack.enter_context(stance("force_eager"))
+    with uncompiled():
         torch.backends.mha.set_fastpath_enabled(False)
         try:
             yield
         finally:
             torch.backends.mha.set_fastpath_enabled(fast)
+
+
+@contextmanager
+def uncompiled() -> Iterator[None]:
+    """Compiled code runs as it was written: for what is not run again, compiling is not worth while (torch 2.6 on)."""
+    with ExitStack() as stack:
+        if "torch._dynamo" in sys.modules and hasattr(torch.compiler, "set_stance"):
+            stance: Any = torch.compiler.set_stance
+            stack.enter_context(stance("force_eager"))
+        yield
 
 
 @contextmanager

@@ -8,12 +8,13 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from lightning_sparse.channels.attributes import fix
-from lightning_sparse.channels.recipe import recipe_in
+from lightning_sparse.channels.recipe import Recipe, recipe_in
 from lightning_sparse.core.select import clean
 from lightning_sparse.core.surgery import resize
 
 After = Callable[[], None]
 Check = Callable[[nn.Module, Mapping[str, Any], str], "After | None"]
+RETURNED = "lightning_sparse.channels"  # beside the weights that come back from another process: a callback's state
 
 
 @torch.no_grad()
@@ -54,7 +55,7 @@ def follow(module: nn.Module, state: Mapping[str, Any], prefix: str = "") -> lis
     changed = {n: own[n] for n, shape in shapes.items() if shape != tuple(own[n][0].shape)}
     if not changed or not all(_may_be_cut(tensor, shapes[n], owner) for n, (tensor, owner) in changed.items()):
         return []
-    names = list(keys - set(own))
+    names = list(keys - set(own) - {RETURNED})
     if any(not name.endswith("_extra_state") for name in names):
         return []
     old = {clean(name): tuple(tensor.shape) for name, (tensor, _) in changed.items()}
@@ -160,4 +161,8 @@ class ShapeFollowing:
         """As torch's, after the model has taken the shapes found there."""
         assert isinstance(self, nn.Module), "ShapeFollowing goes before LightningModule in the list of bases"
         follow(self, state_dict)
+        if RETURNED in state_dict:
+            recipe = Recipe()
+            recipe.load_state_dict(state_dict[RETURNED]["channels"])
+            recipe.complete(self)
         return super().load_state_dict(state_dict, strict=strict, assign=assign)  # type: ignore[misc]

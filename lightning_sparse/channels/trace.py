@@ -1,22 +1,24 @@
 """One run of a model, watched: which channels belong together."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from lightning_sparse.channels.atoms import Graph
 from lightning_sparse.channels.build import atoms, numbered, reasons
 from lightning_sparse.channels.calls import CallWatch, Replay, tensors_in
 from lightning_sparse.channels.costs import Costs
+from lightning_sparse.channels.dispatch import Watch
 from lightning_sparse.channels.flow import Flow
 from lightning_sparse.channels.labels import Classes, Ties
+from lightning_sparse.channels.lazy import shapeless
 from lightning_sparse.channels.quiet import evaluating, plain_paths
 from lightning_sparse.channels.rules import RULES, NoRule, Op
 from lightning_sparse.channels.rules.pointwise import pointwise
+from lightning_sparse.channels.stash import Stashed, stashed
 from lightning_sparse.core.errors import raise_problems
 from lightning_sparse.core.surgery import tensors
 
@@ -34,6 +36,7 @@ class Tracer:
         model: its parameters and buffers are what can be cut.
         shapes: of an uncut model, whose elements are to be told apart; None: this is the uncut model.
         ids: the elements that are left in a dimension that was cut.
+        left: what the run before has left in attributes: what of it is read stays as it is.
 
     Raises:
         ValueError: on parameters without a shape.
@@ -54,8 +57,11 @@ class Tracer:
         "the model's output"
     """
 
-    def __init__(self, model: nn.Module, shapes: Shapes | None = None, ids: Ids | None = None) -> None:
-        raise_problems(_lazy(model), "tracing")
+    def __init__(
+        self, model: nn.Module, shapes: Shapes | None = None, ids: Ids | None = None, left: Sequence[Stashed] = ()
+    ) -> None:
+        raise_problems(shapeless(model), "tracing")
+        self._left = {id(each.tensor): each for each in left}
         self.unknown: dict[str, int] = {}
         self._named = {id(t): (name, t) for name, t in tensors(model).items()}
         self._unused = set(self._named)
@@ -66,7 +72,7 @@ class Tracer:
         self.flows = [Flow(ties=Ties(1 + sum(axis.size for axis in self._axes)))]
         self.flows[0].at_choice = self._fork
         self._seed(ids)
-        self._open, self._mode = ExitStack(), _Watch(self._see)
+        self._open, self._mode = ExitStack(), Watch(self._see)
 
     @property
     def flops(self) -> dict[str, float]:
@@ -107,6 +113,17 @@ class Tracer:
                 for label in flow.of(tensor):
                     flow.ties.freeze(label, "the model's output")
 
+    def watch(self, run: Callable[[], Any]) -> None:
+        """All of a run, whose output is frozen."""
+        with self:
+            output = run()
+        self.finish(output)
+
+    def left(self) -> list[Stashed]:
+        """What the run has left in attributes of modules. Ask before :meth:`graph`."""
+        found = stashed(self._calls.model, self.flows[0].of)
+        return [each for each in found if id(each.tensor) not in self._named]
+
     def graph(self) -> Graph:
         """What was found; the tensors of the run are let go."""
         classes = self.classes()
@@ -115,6 +132,7 @@ class Tracer:
         unused = {self._named[i][0] for i in self._unused}
         why = reasons(self._axes, classes["last"], main, unused)
         self._named.clear()
+        self._left.clear()
         return Graph(main, why, dict(self.flops), dict(self.unknown), dict(self._shapes), found, dict(self._widths))
 
     def replay(self) -> Replay:
@@ -163,6 +181,8 @@ class Tracer:
         why = f"{op.full_name} in {self._calls.where}"
         for flow in self.flows:  # grows at the first choice
             flow.why = why
+            for read in filter(None, [self._left.get(id(t)) for t in op.inputs]):
+                flow.freeze(read.labels, f"{read.where} is kept from run to run")
             self._apply(flow, op)
         self._costs.count(op)
         return result
@@ -201,27 +221,6 @@ class Tracer:
                 flow.put(t, [None] * t.ndim)
 
 
-def _lazy(model: nn.Module) -> list[str]:
-    lazy = [n for n, p in model.named_parameters() if isinstance(p, nn.parameter.UninitializedParameter)]
-    lazy += [n for n, b in model.named_buffers() if isinstance(b, nn.parameter.UninitializedBuffer)]
-    return [f"{n} has no shape yet; run one batch through the model first" for n in lazy]
-
-
-class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch has no types here
-    def __init__(self, see: Callable[[Any, Any, Any], Any]) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self._see = see
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if func._can_decompose():  # under inference_mode, where nothing was taken apart before
-            with self:
-                result = func.decompose(*args, **kwargs)
-            if result is not NotImplemented:
-                return result
-        return self._see(func, args, kwargs)
-
-
 def analyse(model: nn.Module, run: Callable[[], Any]) -> Graph:
     """What can be cut, by one run in evaluation mode and without gradient.
 
@@ -242,7 +241,9 @@ def analyse(model: nn.Module, run: Callable[[], Any]) -> Graph:
          ('1.running_mean', 0), ('1.running_var', 0)]
     """
     tracer = Tracer(model)
-    with evaluating(model), tracer:
-        output = run()
-    tracer.finish(output)
+    with evaluating(model):
+        tracer.watch(run)
+        if left := tracer.left():  # the next run tells whether it is read
+            tracer = Tracer(model, left=left)
+            tracer.watch(run)
     return tracer.graph()

@@ -1,12 +1,13 @@
 """Training processes that are killed: each is a fork of this one, which has imported everything and run nothing.
 
-    python killed.py FOLDER SEED KILLS
+    python killed.py FOLDER SEED KILLS SUBJECT
 
-A history draws an algorithm, an optimizer and more from its seed. It is trained once without a break, and once in lives
-that end by SIGKILL: at any moment, half way through the bytes of a checkpoint, or half way through moving one to its
-place. Each next life goes on from the newest checkpoint that loads. A line of JSON for every history tells what
-happened; what it left is in its folder. Nothing is compared here. Seeds count on from SEED: a history that failed comes
-again by its own and four kills, but for the moments of death; "lives" tells from which checkpoint each life went on.
+A history draws an algorithm, an optimizer and more from its seed. With "channels" as the subject they leave the model
+twice on the way; with "masks" they stay. It is trained once without a break, and once in lives that end by SIGKILL: at
+any moment, half way through the bytes of a checkpoint, or half way through moving one to its place. Each next life goes
+on from the newest checkpoint that loads. A line of JSON for every history tells what happened; what it left is in its
+folder. Nothing is compared here. Seeds count on from SEED: a history that failed comes again by its own and four kills,
+but for the moments of death; "lives" tells from which checkpoint each life went on.
 """
 
 import json
@@ -24,29 +25,13 @@ from typing import Any, NamedTuple
 
 import torch
 import torch._dynamo  # else every life imports it by itself
-from contract import CASES
 from fsspec.implementations.local import LocalFileOpener
-from helpers import DENSITY, digest, net, stateful, trainer, weights
-from lightning.pytorch import Callback
-from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.loggers.logger import Logger
-
-from lightning_sparse import DensityLogger, MaskUpdater
+from stories import Story, draw, fit, note
 
 KINDS = ("any moment", "in a write", "any moment", "in a move")
 KILLS_EACH = 4  # of a history, at most
 TORN = "is torn"  # what the refusal of a torn checkpoint says
 PATIENCE = 900.0  # seconds of a life that hangs, on a machine that is busy
-
-
-class Story(NamedTuple):
-    """What is trained, and how often it is saved."""
-
-    algorithm: str
-    optimizer: str
-    accumulate: int
-    every: int
-    seed: int
 
 
 class Death(NamedTuple):
@@ -61,69 +46,6 @@ class Death(NamedTuple):
     kind: str = ""
     after: float = 0.0
     share: float = 0.0
-
-
-def draw(seed: int) -> Story:
-    """A history; the same for the same seed."""
-    dice = random.Random(seed)
-    optimizers = ("sgd", "adam", "adamw", "amsgrad")
-    return Story(dice.choice(list(CASES)), dice.choice(optimizers), dice.choice((1, 2)), dice.choice((1, 2, 3)), seed)
-
-
-class Diary(Callback):
-    """A line for every optimizer step: what the masks and the weights were after it."""
-
-    def __init__(self, updater: MaskUpdater, file: Path) -> None:
-        self.updater, self.file, self.steps = updater, file, -1
-
-    def on_train_batch_end(self, trainer, pl_module, *_):
-        if self.steps == trainer.global_step:
-            return  # a batch that is accumulated
-        self.steps, engine = trainer.global_step, self.updater.sparsifier
-        facts = (engine.steps, engine.updates, digest(self.updater.masks), digest(weights(pl_module)))
-        note(self.file, f"step {self.steps}", facts)
-
-
-class Ledger(Logger):
-    """What was logged, a line for every entry: a fit that goes on logs what the unbroken one does."""
-
-    name, version = "ledger", "0"
-
-    def __init__(self, file: Path) -> None:
-        super().__init__()
-        self.file = file
-
-    def log_hyperparams(self, *_: Any) -> None: ...
-
-    def log_metrics(self, metrics, step=None):
-        note(self.file, f"log {step}", sorted(metrics.items()))
-
-
-def note(file: Path, key: str, value: object) -> None:
-    """One line in one write, which no kill can tear."""
-    with open(file, "ab", buffering=0) as out:
-        out.write(f"{key}\t{json.dumps(value)}\n".encode())
-
-
-def fit(story: Story, folder: Path, start: Path | None, seed: int) -> None:
-    """Two epochs of fourteen batches; a checkpoint after every few steps, and a copy of the last one."""
-    updater, model = MaskUpdater(CASES[story.algorithm].algorithm, DENSITY), net(story.optimizer, 0.25, seed=seed)
-    if start is None:
-        random.seed(seed)  # a fork has another state of Python's than its parent
-    settings = {"filename": "{step}", "save_top_k": -1, "save_last": True}
-    keep = ModelCheckpoint(folder, every_n_train_steps=story.every, **settings)
-    callbacks = [updater, DensityLogger(1), Diary(updater, folder / "diary"), keep]
-    settings = {"accumulate_grad_batches": story.accumulate, "logger": Ledger(folder / "diary"), "log_every_n_steps": 1}
-    fitted = trainer(callbacks, max_epochs=2, enable_checkpointing=True, **settings)
-    fitted.fit(model, stateful(4, 56, shuffle=True), ckpt_path=start)
-    left = {
-        "weights": weights(model),
-        "optimizer": fitted.optimizers[0].state_dict(),
-        "updater": updater.state_dict(),  # after a kill that came too late there is no engine: nothing is left to train
-        "rng": torch.get_rng_state(),
-        "steps": fitted.global_step,
-    }
-    torch.save(left, folder / "end.pt")
 
 
 def newest_first(folder: Path) -> list[Path]:
@@ -209,9 +131,9 @@ def life(story: Story, folder: Path, death: Death) -> tuple[bool, float]:
     return os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL, time.monotonic() - began
 
 
-def history(seed: int, folder: Path, kills: int, turn: int) -> dict[str, Any]:
+def history(seed: int, subject: str, folder: Path, kills: int, turn: int) -> dict[str, Any]:
     """Train without a break, and with up to ``kills``; ``turn`` says which kind of death comes first."""
-    story, dice = draw(seed), random.Random(-1 - seed)
+    story, dice = draw(seed, subject), random.Random(-1 - seed)
     whole, torn = folder / "whole", folder / "killed"
     for place in (whole, torn, folder / "temporary"):
         place.mkdir(parents=True)
@@ -235,11 +157,11 @@ def history(seed: int, folder: Path, kills: int, turn: int) -> dict[str, Any]:
 
 def main() -> None:
     """As many histories as it takes."""
-    folder, seed, kills = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
+    folder, seed, kills, subject = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
     torch.set_num_threads(1)
     done = turn = 0
     while done < kills:
-        told = history(seed, folder / str(seed), min(KILLS_EACH, kills - done), turn)
+        told = history(seed, subject, folder / str(seed), min(KILLS_EACH, kills - done), turn)
         seed, turn, done = seed + 1, turn + len(told["deaths"]), done + len(told["deaths"])
         print(json.dumps(told), flush=True)
 

@@ -19,11 +19,11 @@ from torch import Tensor
 HERE = Path(__file__).parent
 
 
-def histories(folder: Path, seed: int, kills: int) -> list[dict[str, Any]]:
+def histories(folder: Path, seed: int, kills: int, subject: str = "masks") -> list[dict[str, Any]]:
     """What :mod:`killed` tells of as many histories as it takes for so many kills."""
     places = [HERE, HERE.parent, HERE.parent.parent]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(map(str, places))}
-    command = [sys.executable, "-W", "ignore", str(HERE / "killed.py"), str(folder), str(seed), str(kills)]
+    command = [sys.executable, "-W", "ignore", str(HERE / "killed.py"), str(folder), str(seed), str(kills), subject]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, f"after\n{done.stdout}\n{done.stderr[-6000:]}"
     return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
@@ -74,3 +74,17 @@ def test_a_run_that_is_killed_goes_on_bit_for_bit(kills, seed, tmp_path):
     # A write leaves a torn temporary file, a move a torn checkpoint, which the next life refuses.
     assert sum(history["left"] for history in told) >= deaths["in a write"]
     assert sum(len(history["refused"]) for history in told) >= deaths["in a move"]
+
+
+@pytest.mark.parametrize(("kills", "seed"), [(2, 4), pytest.param(10, 2000, marks=pytest.mark.slow)])
+def test_a_run_whose_channels_leave_goes_on_bit_for_bit_after_a_kill(kills, seed, tmp_path):
+    """Weights and shapes, masks, the optimizer's state and every decision: which channels, when, of what is left."""
+    told = histories(tmp_path, seed, kills, "channels")
+    deaths = check(told)
+    print(f"{sum(deaths.values())} kills in {len(told)} histories: {dict(deaths)}")
+    assert sum(deaths.values()) == kills
+    assert deaths["in a write"] >= 1
+    for history in told:
+        end = torch.load(Path(history["folder"]) / "whole" / "end.pt", weights_only=True)
+        assert len(end["cuts"][0]["history"]) == 2
+        assert end["weights"]["stem.weight"].shape[0] < 16

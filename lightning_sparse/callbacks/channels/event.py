@@ -8,7 +8,7 @@ from lightning_sparse.callbacks.base import rank_zero_info
 from lightning_sparse.callbacks.channels.decision import decided
 from lightning_sparse.callbacks.channels.history import Cut
 from lightning_sparse.callbacks.channels.start import hold
-from lightning_sparse.callbacks.channels.surgery import agree_on_buffers, cut
+from lightning_sparse.callbacks.channels.surgery import agree_on_buffers, cut, released
 from lightning_sparse.callbacks.channels.trace import quiet, quiet_step, samples
 from lightning_sparse.callbacks.run import averages
 from lightning_sparse.channels.atoms import Graph, Kept
@@ -55,7 +55,8 @@ def go(pruner: "BNChannelPruner", trainer: Any, pl_module: Any, reached: int, no
         pruner.held, pruner.recipe = dict(kept), Recipe()
         pruner.recipe.cut = False
         pruner.recipe.add(graph, kept)
-        hold(pruner, trainer, pl_module)
+        with released(trainer):  # as in a run that goes on: zeros first, else latent ones that are gone compete
+            hold(pruner, trainer, pl_module)
     return True
 
 

@@ -9,6 +9,7 @@ from torch import nn
 from lightning_sparse.callbacks.base import MisconfigurationException, rank_zero_info, rank_zero_warn, refers
 from lightning_sparse.callbacks.channels.state import take
 from lightning_sparse.callbacks.channels.surgery import refuse_sharded_optimizers
+from lightning_sparse.callbacks.channels.workers import refuse_unprepared
 from lightning_sparse.callbacks.mask_updater import MaskUpdater
 from lightning_sparse.callbacks.monitors import watchers
 from lightning_sparse.callbacks.run import mend_loops, refuse_strategy, restore_random_states, stand_before
@@ -28,6 +29,7 @@ def before_fit(pruner: "BNChannelPruner", trainer: Any, pl_module: Any) -> None:
         MisconfigurationException: with the way out.
     """
     refuse_strategy(trainer, "BNChannelPruner")
+    refuse_unprepared(pruner, trainer, pl_module)
     others = [each for each in trainer.callbacks if isinstance(each, type(pruner)) and each is not pruner]
     if others:
         raise MisconfigurationException(
@@ -84,6 +86,7 @@ def _restore(pruner: "BNChannelPruner", trainer: Any, pl_module: Any) -> Any:
     if state:
         take(pruner, state)
         return state.get("rng") if trainer.ckpt_path is not None else None
+    pruner.steps = 0
     if not same:
         take(pruner, {})
     if trainer.global_step == 0:  # another run, of the model as it is now

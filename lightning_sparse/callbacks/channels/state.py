@@ -14,6 +14,7 @@ def saved(pruner: "BNChannelPruner") -> dict[str, Any]:
     return {
         "version": 1,
         "done": pruner.done,
+        "steps": pruner.steps,
         "first": dict(pruner.first),
         "counts": dict(pruner.counts),
         "held": {name: index.clone() for name, index in pruner.held.items()},
@@ -27,6 +28,7 @@ def saved(pruner: "BNChannelPruner") -> dict[str, Any]:
 def take(pruner: "BNChannelPruner", state: Mapping[str, Any]) -> None:
     """Go on from a saved state, with whose weights the model was loaded; from none, with a model that is whole."""
     pruner.done, pruner.first = state.get("done", 0), dict(state.get("first", {}))
+    pruner.steps = state.get("steps", 0)
     pruner.counts = dict(state.get("counts", {}))
     pruner.held = {name: index.clone() for name, index in state.get("held", {}).items()}
     pruner.recipe = Recipe()

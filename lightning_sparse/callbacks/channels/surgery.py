@@ -10,7 +10,6 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from lightning_sparse.callbacks.base import MisconfigurationException, rank_zero_warn
-from lightning_sparse.callbacks.mask_updater import MaskUpdater
 from lightning_sparse.callbacks.run import averages
 from lightning_sparse.channels.atoms import Graph, Kept, kept_indices
 from lightning_sparse.channels.attributes import fix
@@ -37,9 +36,7 @@ def cut(pruner: "BNChannelPruner", trainer: Any, pl_module: Any, graph: Graph, k
     cuts, engines = kept_indices(graph, kept), masked_by(trainer)
     raise_problems([text for engine in engines for text in misfits(engine.params, cuts)], pruner.name)
     optimizers = [unwrap(optimizer) for optimizer in trainer.optimizers]
-    for engine in engines:
-        engine.detach()
-    try:
+    with released(trainer):
         before = attributes_of(pl_module)
         lost = shrink(pl_module, graph, kept, optimizers)
         after = attributes_of(pl_module)
@@ -49,17 +46,27 @@ def cut(pruner: "BNChannelPruner", trainer: Any, pl_module: Any, graph: Graph, k
             _follow(shadow, cuts, before, after)
         for engine in engines:
             engine.resize(cuts, optimizers)
-    finally:
-        for engine in engines:
-            for optimizer in trainer.optimizers:
-                engine.attach(optimizer)
     if lost:
         rank_zero_warn(f"{pruner.name}: {'; '.join(lost)}")
 
 
 def masked_by(trainer: Any) -> list[Sparsifier]:
-    """The engines of all MaskUpdaters."""
-    return [engine for each in trainer.callbacks if isinstance(each, MaskUpdater) for engine in each.engines]
+    """The engines of all MaskUpdaters, and of what else keeps weights zero."""
+    return [engine for each in trainer.callbacks for engine in getattr(each, "engines", ())]
+
+
+@contextmanager
+def released(trainer: Any) -> Iterator[None]:
+    """Inside, MaskUpdaters follow no optimizer; what is attached there works before them in each step afterwards."""
+    engines = masked_by(trainer)
+    for engine in engines:
+        engine.detach()
+    try:
+        yield
+    finally:
+        for engine in engines:
+            for optimizer in trainer.optimizers:
+                engine.attach(optimizer)
 
 
 @contextmanager

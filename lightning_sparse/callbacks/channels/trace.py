@@ -16,6 +16,7 @@ from lightning_sparse.callbacks.data import TrainerBatches, TrainerLoss, step_ar
 from lightning_sparse.channels.atoms import Graph
 from lightning_sparse.channels.calls import Replay
 from lightning_sparse.channels.probe import probe
+from lightning_sparse.channels.quiet import uncompiled
 from lightning_sparse.channels.trace import Tracer, analyse
 from lightning_sparse.core.flops import batch_size
 from lightning_sparse.core.hooks import unwrap
@@ -146,7 +147,10 @@ def forward_run(pl_module: Any, inputs: Any) -> Callable[[], Any]:
 
 @contextmanager
 def quiet(trainer: Any, pl_module: nn.Module) -> Iterator[None]:
-    """Inside, the model's own ``log`` does nothing, its metrics do not count, and it cannot step its optimizers."""
+    """Inside, the model's own ``log`` does nothing, its metrics do not count, and it cannot step its optimizers.
+
+    Compiled code runs as it was written.
+    """
     names = ("_trainer", "log", "log_dict", "forward", *_STEPPING, "optimizers")
     touched = [module for module in pl_module.modules() if hasattr(module, "_trainer") or _is_metric(module)]
     before = [(module, {n: vars(module)[n] for n in names if n in vars(module)}) for module in touched]
@@ -160,7 +164,8 @@ def quiet(trainer: Any, pl_module: nn.Module) -> Iterator[None]:
             for name in _STEPPING:
                 object.__setattr__(module, name, _Mute())
     try:
-        yield
+        with uncompiled():
+            yield
     finally:
         for module, values in before:
             for name in names:
