@@ -1,5 +1,6 @@
 """Sparse training for PyTorch Lightning: one callback, any LightningModule, no change to the model's code."""
 
+from lightning_sparse import export
 from lightning_sparse.algorithms import (
     ACDC,
     DSR,
@@ -21,7 +22,9 @@ from lightning_sparse.algorithms import (
 from lightning_sparse.callbacks import (
     BNChannelPruner,
     DensityLogger,
+    ExportReport,
     MaskUpdater,
+    QuantizeSparse,
     Regularizer,
     load_from_checkpoint,
 )
@@ -69,6 +72,7 @@ __all__ = [
     "CubicSchedule",
     "DensityLogger",
     "DropGrow",
+    "ExportReport",
     "FanIn",
     "GlobalMagnitude",
     "GraNet",
@@ -78,6 +82,7 @@ __all__ = [
     "Pattern",
     "Periodic",
     "Plan",
+    "QuantizeSparse",
     "Regularizer",
     "RigL",
     "SRigL",
@@ -91,6 +96,7 @@ __all__ = [
     "SynFlow",
     "TopKAST",
     "Unstructured",
+    "export",
     "load_from_checkpoint",
     "plan",
     "slim",

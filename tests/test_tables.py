@@ -83,6 +83,20 @@ def test_the_tables_of_channels_are_what_was_measured(name, table, monkeypatch):
     assert getattr(load(name, monkeypatch), table)() in (ROOT / "docs" / "channels.md").read_text()
 
 
+def test_the_table_of_quantization_is_what_was_measured(monkeypatch):
+    assert load("quantize", monkeypatch).table() in (ROOT / "docs" / "quantization.md").read_text()
+
+
+@pytest.mark.parametrize("table", ["table", "speed_table"])
+def test_the_tables_of_compressed_checkpoints_are_what_was_measured(table, monkeypatch):
+    assert getattr(load("packed", monkeypatch), table)() in (ROOT / "docs" / "packed.md").read_text()
+
+
+@pytest.mark.parametrize("table", ["table", "agreements"])
+def test_the_tables_of_exports_are_what_was_measured(table, monkeypatch):
+    assert getattr(load("export_speed", monkeypatch), table)() in (ROOT / "docs" / "export.md").read_text()
+
+
 @pytest.mark.parametrize("name", ["accuracy", "fashion"])
 def test_a_row_of_another_recipe_does_not_count(name, monkeypatch):
     module = load(name, monkeypatch)

@@ -1,12 +1,15 @@
-"""Checkpoints of models whose channels were cut, loaded without a Trainer."""
+"""Checkpoints, also of models whose channels were cut, loaded without a Trainer."""
 
+import pickle
 from collections.abc import Mapping
 from os import PathLike
 from typing import Any, TypeVar
 
 import torch
+from torch import nn
 
-from lightning_sparse.channels.restore import ShapeFollowing
+from lightning_sparse.channels.recipe import Recipe, recipe_in
+from lightning_sparse.channels.restore import ShapeFollowing, follow
 
 Module = TypeVar("Module")
 
@@ -48,3 +51,57 @@ def load_from_checkpoint(
     loaded = following.load_from_checkpoint(str(path), map_location=map_location, strict=strict, **given)
     object.__setattr__(loaded, "__class__", cls)
     return loaded  # type: ignore[no-any-return]
+
+
+def take_checkpoint(module: nn.Module, checkpoint: Mapping[str, Any], own: Recipe | None = None) -> None:
+    """Load a Lightning checkpoint into a LightningModule that exists, with the channels that it has left.
+
+    Args:
+        module: takes its weights and shapes.
+        checkpoint: as ``torch.load`` returns it.
+        own: what has been cut out of ``module``; None for nothing.
+
+    Raises:
+        ValueError: if it is of a model of other widths, or none at all.
+        RuntimeError: if keys or shapes do not fit, as ``load_state_dict`` says.
+
+    Example:
+        >>> small, model = torch.nn.Linear(3, 1), torch.nn.Linear(5, 1)
+        >>> take_checkpoint(model, {"state_dict": small.state_dict()})
+        >>> model.in_features, torch.equal(model.weight, small.weight)
+        (3, True)
+    """
+    state = checkpoint.get("state_dict")
+    if not isinstance(state, Mapping):
+        raise ValueError(
+            f"this is no Lightning checkpoint: it has no state_dict, but {', '.join(map(str, checkpoint))}"
+        )
+    recipe = recipe_in(checkpoint) or (None if own is None else Recipe())
+    if recipe is not None:
+        recipe.refuse_other(module, state, own)
+    if callable(hook := getattr(module, "on_load_checkpoint", None)):
+        hook(checkpoint)
+    follow(module, state)
+    if recipe is not None:
+        recipe.complete(module, own)
+    module.load_state_dict(state, strict=bool(getattr(module, "strict_loading", True)))
+
+
+def read_checkpoint(path: str | PathLike[str], weights_only: bool = True) -> dict[str, Any]:
+    """A Lightning checkpoint, on the CPU.
+
+    Raises:
+        ValueError: if it cannot be read, with the way out.
+    """
+    try:
+        found = torch.load(path, map_location="cpu", weights_only=weights_only)
+    except pickle.UnpicklingError as error:
+        raise ValueError(
+            f"{path} holds objects that only code can load, or is no checkpoint; if you made it yourself, "
+            f"load it with weights_only=False ({str(error).splitlines()[0]})"
+        ) from error
+    except (OSError, RuntimeError, EOFError, KeyError) as error:
+        raise ValueError(f"{path} cannot be read: {str(error).splitlines()[0] if str(error) else error!r}") from error
+    if not isinstance(found, dict) or "state_dict" not in found:
+        raise ValueError(f"{path} is no Lightning checkpoint: it holds no state_dict")
+    return found

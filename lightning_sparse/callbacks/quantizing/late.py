@@ -32,7 +32,13 @@ class Late(Callback):
         """A validation step comes, of an average perhaps."""
         self.first.open()
 
-    on_test_batch_start = on_predict_batch_start = on_validation_batch_start
+    def on_test_batch_start(self, trainer: Any, pl_module: Any, *args: Any) -> None:
+        """A test step comes."""
+        self.first.open()
+
+    def on_predict_batch_start(self, trainer: Any, pl_module: Any, *args: Any) -> None:
+        """A prediction comes."""
+        self.first.open()
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         """The weights are final."""

@@ -159,7 +159,7 @@ def _auto(callback: "QuantizeSparse", trainer: Any, pl_module: Any, names: list[
 
 
 def _refuse_wild(name: str, found: Candidates) -> None:
-    wild = [n for n, m in found.modules.items() if not bool(m.weight.isfinite().all())]  # type: ignore[union-attr,operator]
+    wild = [n for n, m in found.modules.items() if not bool(m.weight.isfinite().all())]  # type: ignore[operator]
     raise_problems([f"{parameter(n)} has NaN or infinity, which no integer stands for" for n in wild], name)
 
 
