@@ -69,3 +69,12 @@ def fit(model, *callbacks, quantize=None, val=True, batch=8, **settings):
     run = trainer([*callbacks, quantize], **{"max_epochs": 3, "num_sanity_val_steps": 0, **settings})
     run.fit(model, loader(batch), loader(24) if val else None)
     return quantize, run
+
+
+def zeros_are_the_masks(model, quantize: QuantizeSparse, masks) -> None:
+    codes = quantize.quantization.codes(model)
+    for name, mask in masks.items():
+        weight = model.state_dict()[name]
+        assert not weight[~mask].any()
+        assert int((weight == 0).sum()) >= int((~mask).sum()) > 0
+        assert torch.equal(codes[name].codes == 0, weight == 0)

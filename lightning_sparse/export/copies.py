@@ -67,6 +67,7 @@ def float_inputs(inputs: Any) -> Any:
     """Copies of the inputs on the CPU, floats as float32.
 
     Example:
+        >>> import torch
         >>> float_inputs((torch.ones(1, dtype=torch.float64), 3))
         (tensor([1.]), 3)
     """

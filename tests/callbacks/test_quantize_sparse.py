@@ -2,13 +2,11 @@
 
 import pytest
 import torch
-from grids import Seen, Watch, fit, layers, on_grid
+from grids import Seen, Watch, fit, layers, on_grid, zeros_are_the_masks
 from helpers import ByHand, Net, loader, net, same, trainer, weights
 from lightning.pytorch import LightningModule
-from lightning.pytorch.callbacks import WeightAveraging
 from torch import nn
 from torch.nn import functional as F
-from torch.optim.swa_utils import get_ema_avg_fn
 
 from lightning_sparse import MaskUpdater, QuantizeSparse, RigL
 from lightning_sparse.quant.quantization import remembered
@@ -28,15 +26,6 @@ def steps_and_floats(seen: Seen, watch: Watch) -> None:
     assert seen.grid["train"][:18] == [False] * 18
     assert all(seen.grid["train"][18:])
     assert not any(on_grid(state["net.4.weight"], 4) for state in watch.after)
-
-
-def zeros_are_the_masks(model, quantize: QuantizeSparse, masks) -> None:
-    codes = quantize.quantization.codes(model)
-    for name, mask in masks.items():
-        weight = model.state_dict()[name]
-        assert not weight[~mask].any()
-        assert int((weight == 0).sum()) >= int((~mask).sum()) > 0
-        assert torch.equal(codes[name].codes == 0, weight == 0)
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
@@ -95,31 +84,6 @@ def test_every_closure_of_lbfgs_sees_the_grid():
     assert not any(grid[:per_epoch])
     assert all(grid[per_epoch:])
     assert not any(on_grid(state["net.4.weight"], 4) for state in watch.after)
-    zeros_are_the_masks(model, quantize, updater.masks)
-
-
-@pytest.mark.parametrize("first", [True, False])
-def test_averages_are_of_floats_and_are_validated_on_the_grid(first):
-    updater, seen, model = SPARSE["static"](), Seen(), net("adamw")
-    average, values = WeightAveraging(avg_fn=get_ema_avg_fn(0.9)), []
-
-    class Look(Net):
-        def validation_step(self, batch, batch_idx):
-            values.append([m.weight.detach().clone() for m in layers(self).values()])
-            super().validation_step(batch, batch_idx)
-
-    model.__class__ = Look
-    others = [updater, average] if first else [average, updater]
-    quantize, _ = fit(model, seen, *others)
-    shown = values[-1][1]
-    assert on_grid(shown, 4)
-    kept = average._average_model.module.net[4].weight.detach()
-    assert not on_grid(kept, 4)
-    assert torch.equal(model.net[4].weight, kept)
-    by_hand = kept.clone()
-    rows = by_hand.abs().amax(1, keepdim=True) / 8
-    codes = (by_hand.abs() / torch.where(rows > 0, rows, torch.ones_like(rows))).round().clamp(1, 8)
-    torch.testing.assert_close(shown, by_hand.sign() * codes * rows)  # the average, rounded
     zeros_are_the_masks(model, quantize, updater.masks)
 
 

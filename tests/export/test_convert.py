@@ -2,13 +2,13 @@
 
 import pytest
 import torch
-from exported import MODELS, Residual, encoder, image, known, lively, simulated
+from exported import MODELS, ActiveNorm, Residual, encoder, image, known, lively, noise, simulated
 from helpers import same, weights
 from torch import nn
 
 from lightning_sparse.channels.quiet import plain_paths
 from lightning_sparse.export import convert
-from lightning_sparse.export.layers import QuantizedLayer
+from lightning_sparse.export.layers import QuantizedLayer, ToGrid
 from lightning_sparse.quant.quantization import Layer, Quantization, Range, remember
 from lightning_sparse.quant.quantizer import Quantizer
 
@@ -101,6 +101,22 @@ def test_sums_are_those_of_integers(make):
         out = quantization.ranges["0:out"]
         expected = ((expected / out.scale).round() + out.zero_point).clamp(0, 255).sub(out.zero_point) * out.scale
     torch.testing.assert_close(small(x).flatten(1).double(), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_grids_end_where_their_bits_and_clips_do():
+    x = torch.tensor([-9.0, -0.3, 0.2, 0.9, 9.0])
+    # 3 bits, zero point 2: codes 0 ... 7 are -1 ... 2.5. Clipped to 0 ... 1.7: codes 2 ... 5 (1.7 is nearest to 1.5).
+    assert ToGrid(Range(0.5, 2, bits=3))(x).tolist() == [-1.0, -0.5, 0.0, 1.0, 2.5]
+    assert ToGrid(Range(0.5, 2), (0.0, None))(x).tolist() == [0.0, 0.0, 0.0, 1.0, 9.0]
+    assert ToGrid(Range(0.5, 2), (0.0, 1.7), signed=True)(x).tolist() == [0.0, 0.0, 0.0, 1.0, 1.5]
+
+
+def test_a_norm_that_stays_has_the_grid_behind_it():
+    model = lively(nn.Sequential(nn.Conv2d(2, 4, 3), ActiveNorm(4)))
+    quantization = known(model, image())
+    answer = convert(model, image(), quantization)(image())
+    codes = answer / quantization.ranges["0:out"].scale
+    torch.testing.assert_close(codes, codes.round(), rtol=0, atol=1e-3)
 
 
 def test_the_pattern_of_the_integers_is_the_mask():
@@ -206,6 +222,15 @@ def test_attention_stays_in_float_and_its_feed_forward_does_not():
     assert {name for name, part in small.named_modules() if isinstance(part, QuantizedLayer)} == {
         "0.layers.0.linear1", "0.layers.0.linear2", "0.layers.1.linear1", "0.layers.1.linear2", "1",
     }  # fmt: skip
+
+
+def test_the_fused_path_of_transformers_does_not_go_past_the_integers():
+    model, x = encoder().eval(), noise(2, 5, 8)
+    small = convert(model, x, known(model, x))
+    with torch.no_grad(), plain_paths():
+        expected = small(x)
+    with torch.no_grad():
+        torch.testing.assert_close(small(x), expected, rtol=0, atol=1e-6)
 
 
 def test_hooks_of_a_layer_still_run():
