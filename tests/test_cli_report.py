@@ -178,14 +178,6 @@ def test_what_is_no_checkpoint_is_refused(script, capsys, content, words):
     assert words in said
 
 
-def test_objects_are_loaded_only_where_that_is_asked_for(script):
-    model = trained("last.ckpt")
-    stored = torch.load("last.ckpt", weights_only=True)
-    torch.save({**stored, "thing": Tiny}, "last.ckpt")
-    [row] = script(config(), "--ckpt_path=last.ckpt", "--pickle", *QUICK).rows
-    assert row.metric == pytest.approx(accuracy(model))
-
-
 def test_an_option_that_nobody_knows_is_refused(script, capsys):
     trained("last.ckpt")
     assert "--batch_size" in refused(script, capsys, config(), "--ckpt_path=last.ckpt", "--batch_size=3")
@@ -196,7 +188,7 @@ def test_help_tells_what_it_does_and_names_every_option(script, capsys):
         script("--help")
     assert raised.value.code == 0
     text = capsys.readouterr().out
-    options = "config ckpt_path dense out batch_sizes runtimes metric part rounds threads pickle"
+    options = "config ckpt_path dense out batch_sizes runtimes metric part rounds threads"
     for option in options.split():
         assert f"--{option}" in text
     assert "lightning-sparse report --config config.yaml --ckpt_path last.ckpt --dense dense.ckpt" in text

@@ -1,6 +1,5 @@
 """Checkpoints, also of models whose channels were cut, loaded without a Trainer."""
 
-import pickle
 from collections.abc import Mapping
 from os import PathLike
 from typing import Any, TypeVar
@@ -87,21 +86,23 @@ def take_checkpoint(module: nn.Module, checkpoint: Mapping[str, Any], own: Recip
     module.load_state_dict(state, strict=bool(getattr(module, "strict_loading", True)))
 
 
-def read_checkpoint(path: str | PathLike[str], weights_only: bool = True) -> dict[str, Any]:
-    """A Lightning checkpoint, on the CPU.
+def read_checkpoint(path: str | PathLike[str]) -> dict[str, Any]:
+    """A Lightning checkpoint, on the CPU; nothing in it is executed.
 
     Raises:
         ValueError: if it cannot be read, with the way out.
     """
     try:
-        found = torch.load(path, map_location="cpu", weights_only=weights_only)
-    except pickle.UnpicklingError as error:
-        raise ValueError(
-            f"{path} holds objects that only code can load, or is no checkpoint; if you made it yourself, "
-            f"load it with weights_only=False ({str(error).splitlines()[0]})"
-        ) from error
+        found = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, EOFError, KeyError) as error:
         raise ValueError(f"{path} cannot be read: {str(error).splitlines()[0] if str(error) else error!r}") from error
+    except Exception as error:
+        if type(error).__name__ != "UnpicklingError":
+            raise
+        raise ValueError(
+            f"{path} holds objects that only code can load, or is no checkpoint; save hyper-parameters as plain values "
+            f"({str(error).splitlines()[0]})"
+        ) from error
     if not isinstance(found, dict) or "state_dict" not in found:
         raise ValueError(f"{path} is no Lightning checkpoint: it holds no state_dict")
     return found

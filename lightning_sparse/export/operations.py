@@ -1,6 +1,5 @@
 """The operations a converted module is written in: PyTorch's own, which exporters know."""
 
-from importlib import import_module
 from typing import Any
 
 import torch
@@ -20,7 +19,7 @@ def operations() -> Any:
     The definition is in a module that PyTorch will take away (torch.ao.quantization); exporters look for the names.
     """
     try:
-        import_module("torch.ao.quantization.fx._decomposed")
+        from torch.ao.quantization.fx import _decomposed  # noqa: F401
     except ImportError:
         define()
     return torch.ops.quantized_decomposed

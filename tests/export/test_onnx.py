@@ -10,7 +10,7 @@ from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lightning_sparse.export import agreement, convert, session, to_onnx
+from lightning_sparse.export import agreement, convert, onnx_file, session, to_onnx
 from lightning_sparse.quant.quantization import Layer, Quantization, Range
 
 onnx = pytest.importorskip("onnx")
@@ -128,7 +128,7 @@ def test_a_file_that_answers_otherwise_is_an_error_and_nothing_is_left(tmp_path,
         run = real(path, runtime, **how)
         return lambda inputs: [t + 0.2 * t.std() for t in run(inputs)]
 
-    monkeypatch.setattr("lightning_sparse.export.onnx_file.session", broken)
+    monkeypatch.setattr(onnx_file, "session", broken)
     with pytest.raises(ValueError, match=r"onnxruntime and PyTorch disagree: error 0\.2.*of the output's spread"):
         to_onnx(model, path, noise(5, 6), known(model, noise(5, 6)))
     assert path.read_bytes() == b"the old one"
@@ -142,7 +142,7 @@ def test_a_runtime_that_answers_otherwise_the_second_time_is_an_error(tmp_path, 
         run, calls = real(path, runtime, **how), []
         return lambda inputs: [t + 1e-6 * len(calls) for t in run(inputs) if calls.append(1) is None]
 
-    monkeypatch.setattr("lightning_sparse.export.onnx_file.session", drifting)
+    monkeypatch.setattr(onnx_file, "session", drifting)
     with pytest.raises(ValueError, match="onnxruntime gives two answers to one question"):
         to_onnx(model, tmp_path / "net.onnx", noise(5, 6), known(model, noise(5, 6)))
     assert not list(tmp_path.iterdir())
@@ -155,7 +155,7 @@ def test_where_onnx_runtime_cuts_off_sums_there_is_a_warning(tmp_path, monkeypat
         run = real(path, runtime)
         return run if exact else lambda inputs: [t.clamp(max=0.99 * t.max()) for t in run(inputs)]
 
-    monkeypatch.setattr("lightning_sparse.export.onnx_file.session", cutting)
+    monkeypatch.setattr(onnx_file, "session", cutting)
     with pytest.warns(UserWarning, match=r"cuts off large sums.*bits=7.*x64quantprecision"):
         to_onnx(model, tmp_path / "net.onnx", noise(5, 6), known(model, noise(5, 6)))
 

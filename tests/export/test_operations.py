@@ -1,5 +1,7 @@
 """Should PyTorch's own operations be gone, ours do the same."""
 
+import sys
+
 import torch
 
 from lightning_sparse.export import operations
@@ -23,11 +25,9 @@ def test_our_operations_do_what_pytorchs_do(monkeypatch):
 
 def test_where_pytorch_has_none_ours_take_the_name(monkeypatch):
     named = []
-
-    def gone(name):
-        raise ImportError(name)
-
-    monkeypatch.setattr(operations, "import_module", gone)
+    operations.operations()  # PyTorch's own are imported by now
+    monkeypatch.delattr("torch.ao.quantization.fx._decomposed")
+    monkeypatch.setitem(sys.modules, "torch.ao.quantization.fx._decomposed", None)
     monkeypatch.setattr(operations, "define", lambda: named.append(operations.NAMESPACE))
     operations.operations()
     assert named == ["quantized_decomposed"]

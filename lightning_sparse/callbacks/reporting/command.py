@@ -80,7 +80,6 @@ def make_parser() -> argparse.ArgumentParser:
     add("--part", metavar="NAME", help="what is exported, where the model has no forward (default: its only part)")
     add("--rounds", type=int, default=7, metavar="N", help="turns of each timed call (7)")
     add("--threads", type=int, default=1, metavar="N", help="to compute with (1)")
-    add("--pickle", action="store_true", help="load checkpoints that hold objects; only those you made: it runs code")
     return parser
 
 
@@ -96,8 +95,8 @@ def _problems(given: argparse.Namespace, options: Options) -> list[str]:
 
 
 def _report(given: argparse.Namespace, rest: Sequence[str], options: Options) -> Report:
-    checkpoint = read_checkpoint(given.ckpt_path, weights_only=not given.pickle)
-    dense = None if given.dense is None else read_checkpoint(given.dense, weights_only=not given.pickle)
+    checkpoint = read_checkpoint(given.ckpt_path)
+    dense = None if given.dense is None else read_checkpoint(given.dense)
     configs = [f"--config={path}" for path in given.config]
     here = [f"--trainer.{name}={value}" for name, value in _HERE.items()]
     model, data, limit = _from_config([*configs, *here, "--ckpt_path=null", *rest])

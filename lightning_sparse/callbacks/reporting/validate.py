@@ -1,6 +1,5 @@
 """Copies of a LightningModule are validated on the CPU, by a Trainer of their own."""
 
-import importlib
 import logging
 import warnings
 from collections.abc import Iterator, Mapping
@@ -97,8 +96,13 @@ class _First(Callback):
 def _trainer_class(module: nn.Module) -> Any:
     """Of the package that the LightningModule is from."""
     bases = [kind for kind in type(module).__mro__ if kind.__name__ == "LightningModule"]
-    root = "pytorch_lightning" if bases and bases[0].__module__.startswith("pytorch_lightning") else "lightning.pytorch"
-    return importlib.import_module(root).Trainer
+    if bases and bases[0].__module__.startswith("pytorch_lightning"):
+        import pytorch_lightning
+
+        return pytorch_lightning.Trainer
+    import lightning.pytorch
+
+    return lightning.pytorch.Trainer
 
 
 @contextmanager

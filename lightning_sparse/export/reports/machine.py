@@ -24,7 +24,7 @@ def this_machine(threads: int, packages: Iterable[str]) -> Machine:
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     found = {name: text for name in packages if (text := _version(name))}
-    system = f"{platform.system()} {platform.machine()}"
+    system = f"{platform.uname().system} {platform.machine()}"
     return Machine(cpu_name(), cores, threads, system, platform.python_version(), found, date.today().isoformat())
 
 
