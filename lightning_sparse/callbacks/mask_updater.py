@@ -13,8 +13,8 @@ from lightning_sparse.callbacks.notices import Unstepped, warn, warn_of_time
 from lightning_sparse.callbacks.run import (
     follow_averages,
     gather_random_states,
+    go_on,
     horizon,
-    mend_loops,
     refuse_strategy,
     restore_random_states,
 )  # fmt: skip
@@ -180,9 +180,7 @@ class MaskUpdater(Callback):
             warn_of_dense_best(self.name, trainer, self.sparsifier)
         follow_averages(trainer, *self.engines)
         self._updates = self._moves
-        self._restore_rng(trainer, rng)
-        if trainer.ckpt_path is not None and trainer.global_step > 0:
-            mend_loops(trainer)
+        go_on(trainer, rng, self.restore_rng)
 
     def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
         """Say so when a parameter was replaced by one that no optimizer has."""
@@ -220,8 +218,9 @@ class MaskUpdater(Callback):
 
     def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Let go of the optimizers; masks stay, for a next fit."""
-        if stage == "fit" and trainer.ckpt_path is not None:  # on_train_start takes it; not called if no step is left
-            self._restore_rng(trainer, self._pending.get("rng"))
+        rng = self._pending.get("rng")  # on_train_start takes it, but is not called if no step is left
+        if stage == "fit" and trainer.ckpt_path is not None and trainer.global_step > 0 and rng and self.restore_rng:
+            restore_random_states(trainer, rng)
         for engine in self.engines:
             engine.detach()
 
@@ -286,7 +285,3 @@ class MaskUpdater(Callback):
             self._begun_anew = run.get("begun_anew", False) or (not run and fell)
         self._rates.rewinds = run.get("rewinds", self.sparsifier.rewinds)
         self._pending, self._carried = {}, {}
-
-    def _restore_rng(self, trainer: Any, rng: list[dict[str, Any]] | None) -> None:
-        if rng is not None and self.restore_rng and trainer.global_step > 0:
-            restore_random_states(trainer, rng)

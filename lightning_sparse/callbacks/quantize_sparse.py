@@ -16,12 +16,7 @@ from lightning_sparse.callbacks.quantizing.late import take_places
 from lightning_sparse.callbacks.quantizing.phases import Phases, phases
 from lightning_sparse.callbacks.quantizing.start import begin, check, start_zeros, warn_of_float_best
 from lightning_sparse.callbacks.quantizing.state import for_evaluation, rebuilt, saved
-from lightning_sparse.callbacks.run import (
-    gather_random_states,
-    mend_loops,
-    refuse_strategy,
-    restore_random_states,
-)
+from lightning_sparse.callbacks.run import gather_random_states, go_on, refuse_strategy
 from lightning_sparse.callbacks.torn import FileCheck
 from lightning_sparse.core.errors import raise_problems
 from lightning_sparse.core.hooks import unwrap
@@ -134,11 +129,7 @@ class QuantizeSparse(Callback):
             self.state = {}  # another run; what test(ckpt_path=...) loaded is not for it
         counted = int(trainer.fit_loop.epoch_loop._batches_that_stepped)
         self.steps = self.state.get("steps", counted) if trainer.global_step > 0 else 0
-        rng = self.state.pop("rng", None)
-        if rng is not None and self.restore_rng and trainer.ckpt_path is not None and trainer.global_step > 0:
-            restore_random_states(trainer, rng)
-        if trainer.ckpt_path is not None and trainer.global_step > 0:
-            mend_loops(trainer)
+        go_on(trainer, self.state.pop("rng", None), self.restore_rng)
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
         """Begin, if it is time: before others watch this step, or draw weights for it."""

@@ -92,6 +92,14 @@ def restore_random_states(trainer: Any, states: list[dict[str, Any]]) -> None:
         _RESTORED.add(fetcher)
 
 
+def go_on(trainer: Any, states: list[dict[str, Any]] | None, restore_rng: bool) -> None:
+    """In a run that goes on from a checkpoint: random states, if they are wanted, and what Lightning leaves undone."""
+    if trainer.ckpt_path is not None and trainer.global_step > 0:
+        if states and restore_rng:
+            restore_random_states(trainer, states)
+        mend_loops(trainer)
+
+
 def mend_loops(trainer: Any) -> None:
     """What Lightning leaves undone in a run that goes on; random states are restored by now.
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from lightning_sparse.channels.atoms import Graph, Kept, kept_indices
 from lightning_sparse.core.errors import raise_problems
-from lightning_sparse.core.select import clean
+from lightning_sparse.core.select import clean, modules_of
 from lightning_sparse.core.surgery import Cuts, reshape
 
 Attributes = dict[str, dict[str, Any]]  # by module and name: whole numbers, and tuples of them
@@ -122,7 +122,7 @@ class Recipe:
             module: which has the shapes of the state dict already.
             own: what had been cut out of ``module`` before.
         """
-        modules = {clean(name): each for name, each in module.named_modules()}
+        modules = modules_of(module)
         told = {} if own is None else {m: {k: pair[0] for k, pair in r.items()} for m, r in own.attributes.items()}
         for name, row in self.attributes.items():
             told.setdefault(name, {}).update({key: now for key, (_, now) in row.items()})

@@ -1,5 +1,6 @@
-"""Which entries of a tensor live: exact top-k, and masks as packed bits."""
+"""Which entries of a tensor live: exact top-k, masks as packed bits, and how small these could be."""
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -177,3 +178,14 @@ def unpack_bits(bits: Tensor, shape: torch.Size | list[int]) -> Tensor:
         raise ValueError(f"a mask of shape {list(shape)} needs {-(-size // 8)} bytes, got {bits.numel()}")
     spread = (bits.cpu().view(-1, 1) >> torch.arange(8, dtype=torch.uint8)) & 1
     return spread.flatten()[:size].bool().view(torch.Size(shape))
+
+
+def positions_bits(size: int, live: int) -> float:
+    """Bits that say which weights live when each lives by chance: size times the entropy of the live share.
+
+    Example:
+        >>> positions_bits(100, 50), round(positions_bits(100, 10), 2), positions_bits(100, 0)
+        (100.0, 46.9, 0.0)
+    """
+    shares = [count / size for count in (live, size - live) if count]
+    return size * sum(-share * math.log2(share) for share in shares) if size else 0.0

@@ -65,9 +65,7 @@ class Probe:
                 f"the model cannot be copied to take gradients in ({error}); give its attributes that cannot be copied "
                 "a __deepcopy__, or choose another algorithm"
             ) from error
-        if getattr(self.model, "_compiler_ctx", None) is not None:  # Lightning's: the compiled steps are the original's
-            for name in _STEPS:
-                self.model.__dict__.pop(name, None)
+        own_steps(self.model)
         if isinstance(loss, PreparesCopy):
             loss.prepare_copy(self.model)
         self._batches, self._loss, self.example_inputs = batches, loss, example_inputs
@@ -123,6 +121,14 @@ def eval_mode(model: nn.Module) -> Iterator[None]:
     finally:
         for module, mode in modes.items():
             module.training = mode
+
+
+def own_steps(copied: nn.Module) -> None:
+    """Let the copy of a LightningModule run its own steps: those that Lightning compiled are the original's."""
+    if getattr(copied, "_compiler_ctx", None) is not None:
+        copied.__dict__["_compiler_ctx"] = None
+        for name in _STEPS:
+            copied.__dict__.pop(name, None)
 
 
 @contextmanager

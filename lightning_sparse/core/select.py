@@ -42,6 +42,16 @@ def clean(name: str) -> str:
     return name
 
 
+def modules_of(model: nn.Module) -> dict[str, nn.Module]:
+    """The model and all in it, by clean name; one that stands in two places has its first name only.
+
+    Example:
+        >>> list(modules_of(nn.Sequential(nn.ReLU())))
+        ['', '0']
+    """
+    return {clean(name): module for name, module in model.named_modules()}
+
+
 def targets(model: nn.Module) -> Iterator[tuple[Target, list[nn.Module]]]:
     """Every parameter once, tied ones under their first name, with all the modules that own it."""
     found: dict[int, tuple[Target, list[nn.Module]]] = {}

@@ -6,15 +6,14 @@ length, and holds one of each tensor's bytes, so that no byte of the file can ch
 """
 
 import json
-import os
-import secrets
 import zlib
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+
+from lightning_sparse.export.placed import draft
 
 DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
@@ -74,28 +73,8 @@ def write(path: Path, parts: Sequence[Part], metadata: Mapping[str, str]) -> int
     Larger types come first, so that each tensor lies at a multiple of its item size.
     """
     ordered = sorted(parts, key=lambda part: -DTYPES[part.dtype].itemsize)
-    own = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-    try:
-        with own.open("xb") as file:
-            file.write(header_of(ordered, metadata))
-            for part in ordered:
-                file.write(part.data)
-            size = file.tell()
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(own, path)
-    except BaseException:
-        own.unlink(missing_ok=True)
-        raise
-    _settle(path.parent)
-    return size
-
-
-def _settle(folder: Path) -> None:
-    """Make a new name last, where the system can."""
-    with suppress(OSError, AttributeError):
-        handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
+    with draft(path) as own, own.open("xb") as file:
+        file.write(header_of(ordered, metadata))
+        for part in ordered:
+            file.write(part.data)
+        return file.tell()

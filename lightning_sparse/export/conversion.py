@@ -11,7 +11,7 @@ from lightning_sparse.channels.quiet import plain_paths
 from lightning_sparse.core.errors import raise_problems
 from lightning_sparse.core.flops import call
 from lightning_sparse.core.probe import untouched_randomness
-from lightning_sparse.core.select import clean
+from lightning_sparse.core.select import modules_of
 from lightning_sparse.export.copies import float_inputs, plain_copy, replaced, unwrapped
 from lightning_sparse.export.extras import wrong_arguments
 from lightning_sparse.export.folding import can_fold, fit_bias, fold, is_linear_in_weight
@@ -103,7 +103,7 @@ def outputs(module: nn.Module, inputs: Any, where: str) -> list[Tensor]:
 
 
 def _converted(twin: nn.Module, known: Quantization, target: Target) -> nn.Module:
-    parts = {clean(name): part for name, part in twin.named_modules()}
+    parts = modules_of(twin)
     codes = known.codes(twin)
     _refuse(parts, known)
     new: dict[int, nn.Module] = {}

@@ -7,11 +7,10 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from lightning_sparse.core.errors import raise_problems
-from lightning_sparse.core.probe import untouched_randomness
+from lightning_sparse.core.probe import own_steps, untouched_randomness
 from lightning_sparse.core.sharded import is_sharded
 
 _PARALLEL = (nn.parallel.DistributedDataParallel, nn.DataParallel)
-_STEPS = ("forward", "training_step", "validation_step", "test_step", "predict_step")
 _INSIDE = ("_orig_mod", "_forward_module")  # torch.compile, Fabric
 
 
@@ -49,10 +48,7 @@ def plain_copy(module: nn.Module, where: str) -> nn.Module:
             raise ValueError(f"{where}: the module cannot be copied: {error}") from error
     for part in list(twin.modules()):
         part._compiled_call_impl = None
-        if getattr(part, "_compiler_ctx", None) is not None:  # Lightning's: the compiled steps are the original's
-            part.__dict__["_compiler_ctx"] = None
-            for name in _STEPS:
-                part.__dict__.pop(name, None)
+        own_steps(part)
         for name, child in list(part._modules.items()):
             if child is not None:
                 part._modules[name] = unwrapped(child)

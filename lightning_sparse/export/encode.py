@@ -7,8 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from lightning_sparse.core.masks import positions_bits
 from lightning_sparse.export.container import NAMES, Part
-from lightning_sparse.export.entropy import positions_bits
 from lightning_sparse.export.gaps import to_gaps
 from lightning_sparse.export.rows import Row
 from lightning_sparse.export.streams import Deflater, ValueWriter, flat_bytes

@@ -1,20 +1,7 @@
-"""How small a tensor could be: the entropy of where it is not zero, and of the bytes that are there."""
-
-import math
+"""How small values could be: the entropy of the bytes that are there."""
 
 import torch
 from torch import Tensor
-
-
-def positions_bits(size: int, live: int) -> float:
-    """Bits that say which weights live when each lives by chance: size times the entropy of the live share.
-
-    Example:
-        >>> positions_bits(100, 50), round(positions_bits(100, 10), 2), positions_bits(100, 0)
-        (100.0, 46.9, 0.0)
-    """
-    shares = [count / size for count in (live, size - live) if count]
-    return size * sum(-share * math.log2(share) for share in shares) if size else 0.0
 
 
 def counted_bits(counts: Tensor) -> float:

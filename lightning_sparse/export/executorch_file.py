@@ -2,7 +2,6 @@
 
 import io
 import logging
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ from lightning_sparse.core.probe import untouched_randomness
 from lightning_sparse.export.answers import TOLERANCE, Agreement, compare, require
 from lightning_sparse.export.conversion import convert, outputs
 from lightning_sparse.export.copies import float_inputs
-from lightning_sparse.export.extras import need, wrong_arguments
+from lightning_sparse.export.extras import hushed, need, wrong_arguments
 from lightning_sparse.export.placed import draft, wrong_path
 from lightning_sparse.export.traced import arguments, reason
 from lightning_sparse.quant.quantization import Quantization
@@ -110,8 +109,7 @@ def _quiet() -> Iterator[None]:
     before = logging.root.manager.disable
     logging.disable(logging.ERROR)
     try:
-        with warnings.catch_warnings(), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
-            warnings.simplefilter("ignore")
+        with hushed(), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
             yield
     finally:
         logging.disable(before)

@@ -1,6 +1,9 @@
 """Packages that only an export needs, imported where it happens."""
 
+import logging
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import import_module
 from typing import Any
 
@@ -23,8 +26,7 @@ def need(extra: str, *modules: str) -> list[Any]:
     found, missing = [], []
     for name in modules:
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # of their own inside
+            with hushed():  # they warn of their own inside
                 found.append(import_module(name))
         except ModuleNotFoundError as error:
             if error.name is None or error.name.partition(".")[0] != name.partition(".")[0]:
@@ -48,3 +50,25 @@ def wrong_arguments(where: str, module: Any, example_inputs: Any) -> None:
     if example_inputs is None:
         problems.append("example_inputs is None; give what the module is called with")
     raise_problems(problems, where)
+
+
+@contextmanager
+def hushed(*loggers: str) -> Iterator[None]:
+    """No warnings, and of these loggers nothing below errors.
+
+    Example:
+        >>> with hushed("some.package"):
+        ...     warnings.warn("of its own inside")
+        ...     logging.getLogger("some.package").warning("and this")
+    """
+    named = [logging.getLogger(name) for name in loggers]
+    levels = [logger.level for logger in named]
+    for logger in named:
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(named, levels, strict=True):
+            logger.setLevel(level)

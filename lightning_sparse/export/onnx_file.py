@@ -104,7 +104,7 @@ def agreement(module: nn.Module, path: str | Path, example_inputs: Any, runtime:
         ValueError: if the runtime answers otherwise the second time.
     """
     wrong_arguments("agreement", module, example_inputs)
-    return _compared(plain_copy(module, "agreement"), session(path, runtime), example_inputs, runtime)
+    return compared(plain_copy(module, "agreement"), session(path, runtime), example_inputs, runtime)
 
 
 def is_converted(module: nn.Module) -> bool:
@@ -123,7 +123,7 @@ def _ready(module: nn.Module, inputs: Any, quantization: Quantization | Literal[
 def _checked(small: nn.Module, path: Path, batches: Sequence[Any], runtime: Runtime, tolerance: float) -> Agreement:
     try:
         run = session(path, runtime)
-        found = [_compared(small, run, batch, runtime) for batch in batches]
+        found = [compared(small, run, batch, runtime) for batch in batches]
         if runtime == "onnxruntime":
             _warn_of_cut_sums(path, run, batches[0])
     except (ValueError, ImportError):
@@ -147,7 +147,12 @@ def _warn_of_cut_sums(path: Path, run: Session, batch: Any) -> None:
         )
 
 
-def _compared(small: nn.Module, run: Any, batch: Any, runtime: str) -> Agreement:
+def compared(small: nn.Module, run: Session, batch: Any, runtime: str) -> Agreement:
+    """Run a batch twice, and compare with what the module says.
+
+    Raises:
+        ValueError: if two runs differ.
+    """
     batch = float_inputs(batch)
     first, second = run(batch), run(batch)
     if not all(a.numpy().tobytes() == b.numpy().tobytes() for a, b in zip(first, second, strict=True)):

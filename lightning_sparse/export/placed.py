@@ -1,31 +1,43 @@
 """A file that is in its place only when it is whole and checked."""
 
 import os
-import tempfile
+import secrets
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 
 @contextmanager
 def draft(path: Path) -> Iterator[Path]:
-    """A file in the same folder that takes the place of ``path`` at the end, or is gone after an error.
+    """A name beside ``path``: its file takes that place once it is on the disk, or is gone after an error.
 
     Example:
+        >>> import tempfile
         >>> folder = Path(tempfile.mkdtemp())
         >>> with draft(folder / "new.bin") as file:
         ...     _ = file.write_bytes(b"1")
         >>> [found.name for found in folder.iterdir()]
         ['new.bin']
     """
-    number, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix)
-    os.close(number)
+    own = path.with_name(f".{path.name}.{secrets.token_hex(4)}{path.suffix}")
     try:
-        yield Path(name)
-        os.chmod(name, 0o666 & ~_mask())
-        os.replace(name, path)
+        yield own
+        with own.open("r+b") as file:
+            os.fsync(file.fileno())
+        os.replace(own, path)
     finally:
-        Path(name).unlink(missing_ok=True)
+        own.unlink(missing_ok=True)
+    _settle(path.parent)
+
+
+def _settle(folder: Path) -> None:
+    """Make a new name last, where the system can."""
+    with suppress(OSError, AttributeError):
+        handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
 
 def wrong_path(path: Path) -> list[str]:
@@ -38,9 +50,3 @@ def wrong_path(path: Path) -> list[str]:
     if path.is_dir():
         return [f"{path} is a folder; give a file's name"]
     return [] if path.parent.is_dir() else [f"the folder {path.parent} does not exist"]
-
-
-def _mask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

@@ -1,9 +1,5 @@
 """PyTorch's ONNX exporter, quietly, with what it says when it fails."""
 
-import logging
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -13,7 +9,7 @@ from torch.utils._pytree import tree_map
 from lightning_sparse.channels.quiet import plain_paths
 from lightning_sparse.core.flops import batch_size
 from lightning_sparse.core.probe import untouched_randomness
-from lightning_sparse.export.extras import need
+from lightning_sparse.export.extras import hushed, need
 from lightning_sparse.export.graph import tidy
 
 
@@ -25,7 +21,7 @@ def exported(small: nn.Module, inputs: Any, dynamic_batch: bool, opset: int | No
         inputs = longer(inputs, 1)
     args, kwargs = arguments(inputs)
     shapes = _shapes(args, kwargs, batch_size(inputs)) if dynamic_batch else None
-    with _quiet(), untouched_randomness(), plain_paths(), torch.no_grad():
+    with hushed("torch.onnx"), untouched_randomness(), plain_paths(), torch.no_grad():
         try:
             program = torch.onnx.export(
                 small, args, kwargs=kwargs, dynamo=True, dynamic_shapes=shapes, opset_version=opset, verbose=False
@@ -83,17 +79,3 @@ def reason(error: BaseException) -> str:
         error = error.__cause__
     lines = [line for line in str(error).splitlines() if line.strip()]
     return f"{type(error).__name__}: {lines[0].strip() if lines else ''}"
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Exporters warn of their own inside."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.setLevel(level)

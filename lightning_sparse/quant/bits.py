@@ -1,12 +1,10 @@
 """How many bits each layer gets, where the user has not said it."""
 
 from collections.abc import Mapping, Sequence
-from math import log2
 
-from torch import Tensor
-
+from lightning_sparse.core.masks import positions_bits
 from lightning_sparse.core.probe import Probe
-from lightning_sparse.core.select import clean
+from lightning_sparse.core.select import modules_of
 from lightning_sparse.quant.budget import assign
 from lightning_sparse.quant.grid import output_axis
 from lightning_sparse.quant.layers import parameter
@@ -46,7 +44,7 @@ def choose_bits(
         >>> sorted(set(choose_bits(probe, ["0", "1"], avg_bits=8).values()))
         [8]
     """
-    modules = {clean(name): module for name, module in probe.model.named_modules()}
+    modules = modules_of(probe.model)
     squared = squared_gradients(probe, [parameter(name) for name in names], batches)
     weights = probe.weights([parameter(name) for name in names])
     harms, costs = dict[str, Mapping[int, float]](), dict[str, Mapping[int, float]]()
@@ -54,16 +52,9 @@ def choose_bits(
         weight, axis = weights[parameter(name)].detach(), output_axis(modules[name])
         harms[name] = harm(weight, squared[parameter(name)], axis, choices)
         live = int(weight.count_nonzero())
-        fixed = 0.0 if max_bytes is None else _fixed_bytes(weight, live, axis)
+        fixed = 0.0 if max_bytes is None else positions_bits(weight.numel(), live) / 8 + 4 * weight.shape[axis]
         unit = 1.0 if max_bytes is None else 1 / 8
         costs[name] = {bits: bits * live * unit + fixed for bits in choices}
     total = sum(int(weight.count_nonzero()) for weight in weights.values())
     budget = float(max_bytes) if max_bytes is not None else (avg_bits or 8.0) * total
     return assign(harms, costs, budget)
-
-
-def _fixed_bytes(weight: Tensor, live: int, axis: int) -> float:
-    """Positions of live weights at the entropy of their share, and a float for each channel's scale."""
-    share = live / weight.numel()
-    entropy = 0.0 if share in (0, 1) else -share * log2(share) - (1 - share) * log2(1 - share)
-    return entropy * weight.numel() / 8 + 4 * weight.shape[axis]

@@ -9,9 +9,8 @@ from torch import nn
 from lightning_sparse.channels.quiet import evaluating, plain_paths
 from lightning_sparse.core.errors import raise_problems
 from lightning_sparse.core.flops import call
-from lightning_sparse.core.values import is_whole
-from lightning_sparse.quant.grid import BITS
 from lightning_sparse.quant.layers import UNCALLED, candidates, fixed_bits, parameter
+from lightning_sparse.quant.options import wrong_act_bits, wrong_bits
 from lightning_sparse.quant.quantization import Quantization, remember
 from lightning_sparse.quant.quantizer import Quantizer
 from lightning_sparse.quant.sites import find
@@ -76,9 +75,4 @@ def calibrate(
 
 def _problems(module: Any, bits: Any, act_bits: Any) -> list[str]:
     found = [] if isinstance(module, nn.Module) else [f"module must be a torch.nn.Module, got {module!r}"]
-    given = [bit for bit in bits.values() if bit is not None] if isinstance(bits, Mapping) else [bits]
-    if wrong := [bit for bit in given if not (is_whole(bit) and bit in BITS)]:
-        found.append(f"bits must be 2 to 8, got {', '.join(map(repr, wrong))}")
-    if act_bits is not None and not (is_whole(act_bits) and 4 <= act_bits <= 8):
-        found.append(f"act_bits must be 4 to 8 or None, got {act_bits!r}")
-    return found
+    return found + wrong_bits(bits) + wrong_act_bits(act_bits)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from lightning_sparse.core.select import clean
+from lightning_sparse.core.select import modules_of
 from lightning_sparse.core.sharded import is_distributed
 from lightning_sparse.quant.places import LookIn, LookOut, Place, Switches
 from lightning_sparse.quant.quantization import Layer, Range
@@ -28,7 +28,7 @@ class Observers:
     """
 
     def __init__(self, model: nn.Module, layers: Mapping[str, Layer], bits: int, pace: float = 0.01) -> None:
-        modules = {clean(name): module for name, module in model.named_modules()}
+        modules = modules_of(model)
         device = next(model.parameters()).device
         self.switches = Switches(device)
         self.switches.pace = pace

@@ -8,8 +8,9 @@ from weakref import WeakKeyDictionary
 from torch import Tensor, nn
 
 from lightning_sparse.core.errors import raise_problems
-from lightning_sparse.core.select import clean
+from lightning_sparse.core.select import clean, modules_of
 from lightning_sparse.quant.grid import BITS, Codes, output_axis, quantize
+from lightning_sparse.quant.layers import parameter
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ class Layer:
     @property
     def weight(self) -> str:
         """The parameter's name."""
-        return f"{self.module}.weight" if self.module else "weight"
+        return parameter(self.module)
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,7 @@ class Quantization:
             >>> Quantization({"0": Layer("0", 4)}).codes(net)["0.weight"].codes
             tensor([[ 8, -5]], dtype=torch.int8)
         """
-        modules = {clean(name): module for name, module in model.named_modules()}
+        modules = modules_of(model)
         problems, found = [], dict[str, Codes]()
         for name, layer in self.layers.items():
             weight = getattr(modules.get(name), "weight", None)

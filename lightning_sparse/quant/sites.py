@@ -5,11 +5,11 @@ from typing import Any
 
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from lightning_sparse.channels.dispatch import Watch
 from lightning_sparse.channels.quiet import evaluating, plain_paths
-from lightning_sparse.core.select import CONVS, TRANSPOSED, clean
+from lightning_sparse.core.select import CONVS, TRANSPOSED, modules_of
 from lightning_sparse.quant.quantization import Layer
 
 # Values that lie on a grid lie on it afterwards too.
@@ -44,22 +44,21 @@ def find(
         >>> found["4"]
         Layer(module='4', bits=4, norm=None, clip=None, input='0:out', output=None)
     """
-    watch = _Watch(model, bits)
-    with evaluating(model), plain_paths(), watch:
+    paths = _Paths(model, bits)
+    with evaluating(model), plain_paths(), Watch(paths.see):
         run()
-    watch.close()
-    layers = {name: Layer(name, bits[name], norm=watch.folded(name)) for name in bits if watch.calls.get(name)}
+    paths.close()
+    layers = {name: Layer(name, bits[name], norm=paths.folded(name)) for name in bits if paths.calls.get(name)}
     if not activations:
         return layers
-    return {name: watch.placed(name, layers) for name in layers}
+    return {name: paths.placed(name, layers) for name in layers}
 
 
-class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch has no types here
+class _Paths:
     """Follows what layers return: who uses it, and where it arrives unchanged."""
 
     def __init__(self, model: nn.Module, layers: Mapping[str, int]) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.modules = {clean(name): module for name, module in model.named_modules()}
+        self.modules = modules_of(model)
         self.calls: dict[str, int] = {}
         self._inputs: dict[str, list[_Label | None]] = {}
         self._uses: dict[_Label, list[tuple[str, str]]] = {}  # operation and norm in which it happened
@@ -145,8 +144,8 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch has n
         self._labels[id(tensor)] = tensor, label
         self._fresh[id(tensor)] = label
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
+    def see(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """Run an operation, and note what it uses and what it lets through."""
         result = func(*args, **kwargs)
         name = func.__name__.partition(".")[0]
         given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]

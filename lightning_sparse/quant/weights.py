@@ -10,7 +10,7 @@ from torch.optim import Optimizer
 
 from lightning_sparse.core.forward import Peek
 from lightning_sparse.core.hooks import StepHooks, unwrap
-from lightning_sparse.core.select import clean
+from lightning_sparse.core.select import modules_of
 from lightning_sparse.quant.grid import output_axis, snap
 from lightning_sparse.quant.quantization import Layer
 
@@ -85,7 +85,7 @@ class ShownWeights:
     """
 
     def __init__(self, model: nn.Module, layers: Mapping[str, Layer]) -> None:
-        modules = {clean(name): module for name, module in model.named_modules()}
+        modules = modules_of(model)
         self.all = [ShownWeight(name, modules[name], layer.bits) for name, layer in layers.items()]
         self.open = True
         self._hidden = set(self.all)

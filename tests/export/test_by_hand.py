@@ -8,8 +8,9 @@ import torch
 from export.plain import split
 from torch import nn
 
+from lightning_sparse.core.masks import positions_bits
 from lightning_sparse.export import load_packed, save_packed
-from lightning_sparse.export.entropy import counted_bits, positions_bits
+from lightning_sparse.export.entropy import counted_bits
 from lightning_sparse.export.gaps import from_gaps, to_gaps
 from lightning_sparse.export.streams import Inflater, ValueReader, ValueWriter
 from lightning_sparse.quant.grid import Codes

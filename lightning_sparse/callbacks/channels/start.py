@@ -12,7 +12,7 @@ from lightning_sparse.callbacks.channels.surgery import refuse_sharded_optimizer
 from lightning_sparse.callbacks.channels.workers import refuse_unprepared
 from lightning_sparse.callbacks.mask_updater import MaskUpdater
 from lightning_sparse.callbacks.monitors import watchers
-from lightning_sparse.callbacks.run import mend_loops, refuse_strategy, restore_random_states, stand_before
+from lightning_sparse.callbacks.run import go_on, refuse_strategy, stand_before
 from lightning_sparse.channels.criteria import named
 from lightning_sparse.channels.hold import ChannelHold
 
@@ -61,10 +61,7 @@ def begin(pruner: "BNChannelPruner", trainer: Any, pl_module: Any) -> None:
     if pruner.held:
         hold(pruner, trainer, pl_module)
     _warn(pruner, trainer)
-    if rng and pruner.restore_rng and trainer.global_step > 0:
-        restore_random_states(trainer, rng)
-    if trainer.ckpt_path is not None and trainer.global_step > 0:
-        mend_loops(trainer)
+    go_on(trainer, rng, pruner.restore_rng)
 
 
 def hold(pruner: "BNChannelPruner", trainer: Any, pl_module: Any) -> None:

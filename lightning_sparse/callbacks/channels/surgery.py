@@ -18,7 +18,7 @@ from lightning_sparse.channels.shrink import shrink
 from lightning_sparse.core.errors import raise_problems
 from lightning_sparse.core.hooks import unwrap
 from lightning_sparse.core.resize import misfits
-from lightning_sparse.core.select import clean
+from lightning_sparse.core.select import modules_of
 from lightning_sparse.core.sharded import is_distributed
 from lightning_sparse.core.sparsifier import Sparsifier
 from lightning_sparse.core.surgery import Cuts, reshape, tensors
@@ -98,7 +98,7 @@ def _follow(shadow: nn.Module, cuts: Cuts, before: "dict[str, Any]", after: "dic
     old = {name: tuple(named[name].shape) for name in cuts if name in named}
     reshape({name: named[name] for name in old}, {name: cuts[name] for name in old})
     fix(shadow, list(old), old)
-    modules = {clean(name): module for name, module in shadow.named_modules()}
+    modules = modules_of(shadow)
     for name, values in after.items():
         for key, value in values.items():
             if before[name].get(key) != value and name in modules:

@@ -1,22 +1,18 @@
 """Arguments of a QuantizeSparse that cannot be right, whatever the model."""
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from lightning_sparse.core.values import is_number, is_whole, wrong_flags, wrong_globs
-from lightning_sparse.quant.grid import BITS
+from lightning_sparse.quant.options import wrong_act_bits, wrong_bits
 
 if TYPE_CHECKING:
     from lightning_sparse.callbacks.quantize_sparse import QuantizeSparse
 
-_ACT_BITS = (4, 5, 6, 7, 8)
-
 
 def problems(callback: "QuantizeSparse") -> list[str]:
     """A sentence for each problem."""
-    found = _bits_problems(callback.bits) + _budget_problems(callback)
-    if callback.act_bits is not None and not (is_whole(callback.act_bits) and callback.act_bits in _ACT_BITS):
-        found.append(f"act_bits must be 4 to 8, or None for activations in float, got {callback.act_bits!r}")
+    found = [] if callback.bits == "auto" else wrong_bits(callback.bits, ", a number for each glob, or 'auto'")
+    found += wrong_act_bits(callback.act_bits) + _budget_problems(callback)
     if not is_whole(callback.calibrate_batches) or callback.calibrate_batches < 1:
         found.append(f"calibrate_batches must be a whole number from 1 on, got {callback.calibrate_batches!r}")
     at = callback.at
@@ -26,22 +22,6 @@ def problems(callback: "QuantizeSparse") -> list[str]:
         found += wrong_globs("include", callback.include)
     found += wrong_globs("exclude", callback.exclude) + wrong_flags(callback, "reset_monitors", "restore_rng")
     return found + ([] if isinstance(callback.name, str) else [f"name must be str, got {callback.name!r}"])
-
-
-def _bits_problems(bits: Any) -> list[str]:
-    if bits == "auto":
-        return []
-    if isinstance(bits, Mapping):
-        wrong = {glob: value for glob, value in bits.items() if value is not None and not _is_bits(value)}
-        found = [f"bits={{{glob!r}: {value!r}}} must be 2 to 8, or None for float" for glob, value in wrong.items()]
-        if any(not isinstance(glob, str) for glob in bits):
-            found.append(f"bits must be by glob, got {list(bits)}")
-        return found or ([] if bits else ["bits={} names nothing; give a number for all, or globs"])
-    return [] if _is_bits(bits) else [f"bits must be 2 to 8, a number for each glob, or 'auto', got {bits!r}"]
-
-
-def _is_bits(value: Any) -> bool:
-    return is_whole(value) and value in BITS
 
 
 def _budget_problems(callback: "QuantizeSparse") -> list[str]:

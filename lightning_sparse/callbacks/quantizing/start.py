@@ -18,7 +18,7 @@ from lightning_sparse.callbacks.run import follow_averages
 from lightning_sparse.channels.quiet import evaluating, plain_paths
 from lightning_sparse.core.errors import raise_problems
 from lightning_sparse.core.probe import Probe, untouched_randomness
-from lightning_sparse.core.select import clean
+from lightning_sparse.core.select import modules_of
 from lightning_sparse.quant.bits import choose_bits
 from lightning_sparse.quant.layers import UNCALLED, Candidates, candidates, fixed_bits, parameter
 from lightning_sparse.quant.quantization import Layer
@@ -172,7 +172,7 @@ def _warn(name: str, quantizer: Quantizer) -> None:
 
 def _table(name: str, pl_module: Any, quantizer: Quantizer) -> str:
     """What is quantized, and what is not."""
-    modules = {clean(n): m for n, m in pl_module.named_modules()}
+    modules = modules_of(pl_module)
     rows = []
     for n, layer in quantizer.layers.items():
         weight: Any = modules[n].weight

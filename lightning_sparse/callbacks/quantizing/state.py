@@ -7,7 +7,7 @@ from torch import nn
 
 from lightning_sparse.callbacks.base import MisconfigurationException, refers
 from lightning_sparse.core.errors import raise_problems
-from lightning_sparse.core.select import clean
+from lightning_sparse.core.select import modules_of
 from lightning_sparse.quant.quantization import Quantization
 from lightning_sparse.quant.quantizer import Quantizer
 
@@ -41,7 +41,7 @@ def rebuilt(state: Mapping[str, Any], model: nn.Module, name: str) -> Quantizer:
     """
     known = Quantization.from_state(state["quantization"])
     layers = Quantization.from_state({"layers": state["layers"], "ranges": {}, "left": {}}).layers
-    modules = {clean(n) for n, _ in model.named_modules()}
+    modules = modules_of(model)
     lost = [n for layer in layers.values() for n in (layer.module, layer.norm) if n is not None and n not in modules]
     raise_problems([f"the model has no module {n!r}, which was quantized" for n in lost], name)
     quantizer = Quantizer(model, layers, act_bits=state["act_bits"], left=known.left)

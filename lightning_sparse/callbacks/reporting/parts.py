@@ -6,7 +6,7 @@ from typing import Any
 from torch import nn
 
 from lightning_sparse.core.errors import raise_problems
-from lightning_sparse.core.select import clean
+from lightning_sparse.core.select import modules_of
 from lightning_sparse.export.copies import plain_copy, unwrapped
 from lightning_sparse.quant.quantization import Layer, Quantization, Range, within
 
@@ -31,7 +31,7 @@ def part_name(module: nn.Module, wanted: str | None = None) -> str:
         'net'
     """
     if wanted is not None:
-        names = [clean(name) for name, _ in module.named_modules()]
+        names = list(modules_of(module))
         raise_problems([] if wanted in names else [f"part={wanted!r} is no module of the model"], "report")
         return wanted
     if type(module).forward.__qualname__ not in ("LightningModule.forward", "Module._forward_unimplemented"):
@@ -45,7 +45,7 @@ def part_name(module: nn.Module, wanted: str | None = None) -> str:
 
 def part_of(module: nn.Module, name: str) -> nn.Module:
     """The part of that name, without what compilers put around it."""
-    found = {clean(path): part for path, part in module.named_modules()}[name]
+    found = modules_of(module)[name]
     return unwrapped(found)
 
 

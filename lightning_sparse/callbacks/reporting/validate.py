@@ -1,15 +1,13 @@
 """Copies of a LightningModule are validated on the CPU, by a Trainer of their own."""
 
-import logging
-import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
 
 from lightning_sparse.callbacks.base import Callback
 from lightning_sparse.callbacks.reporting.parts import chosen, with_part
+from lightning_sparse.export.extras import hushed
 
 _LOGGERS = ("lightning.pytorch", "lightning.fabric", "pytorch_lightning", "lightning_fabric")
 
@@ -63,7 +61,7 @@ class Validator:
     def run(self, whole: nn.Module, limit: int | float | None) -> dict[str, float]:
         """All that a LightningModule logs in validation, on so many batches; it keeps the Trainer's traces."""
         first = _First()
-        with _quiet():
+        with hushed(*_LOGGERS):  # a second Trainer says nothing of devices and workers
             trainer = _trainer_class(self.module)(
                 accelerator="cpu",
                 devices=1,
@@ -103,19 +101,3 @@ def _trainer_class(module: nn.Module) -> Any:
     import lightning.pytorch
 
     return lightning.pytorch.Trainer
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """A second Trainer says nothing of devices and workers."""
-    loggers = [logging.getLogger(name) for name in _LOGGERS]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)

@@ -2,13 +2,13 @@
 
 import json
 import os
-import secrets
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from lightning_sparse.core.errors import raise_problems
+from lightning_sparse.export.placed import draft
 from lightning_sparse.export.reports.markdown import markdown
 from lightning_sparse.export.reports.page import page
 from lightning_sparse.export.reports.rows import Latency, Machine, Row
@@ -96,7 +96,8 @@ class Report:
             raise_problems([f"{place} is a file; give the name of a folder"], "cannot save the report")
         place.mkdir(parents=True, exist_ok=True)
         for kind, text in (("md", self.markdown() + "\n"), ("json", self.json() + "\n"), ("html", self.html())):
-            _write(place / f"report.{kind}", text)
+            with draft(place / f"report.{kind}") as file:
+                file.write_text(text, encoding="utf-8")
         return place
 
 
@@ -110,16 +111,3 @@ def _machine(given: Mapping[str, Any]) -> Machine:
 
 def _said(given: Mapping[str, Any]) -> tuple[str, tuple[str, ...]]:
     return str(given["metric"]), tuple(map(str, given["notes"]))
-
-
-def _write(path: Path, text: str) -> None:
-    own = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-    try:
-        with own.open("x", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(own, path)
-    except BaseException:
-        own.unlink(missing_ok=True)
-        raise

@@ -10,11 +10,10 @@ import torch
 from torch import nn
 
 from lightning_sparse.core.flops import call
-from lightning_sparse.export.answers import TOLERANCE, compare, require
-from lightning_sparse.export.conversion import outputs
+from lightning_sparse.export.answers import TOLERANCE, require
 from lightning_sparse.export.copies import plain_copy
 from lightning_sparse.export.extras import need
-from lightning_sparse.export.onnx_file import to_onnx
+from lightning_sparse.export.onnx_file import compared, to_onnx
 from lightning_sparse.export.reports.subject import Subject
 from lightning_sparse.export.reports.timing import Run
 from lightning_sparse.export.runtimes import Runtime, Session, session
@@ -106,10 +105,7 @@ def _check(module: nn.Module, run: Session, inputs: Any, runtime: str) -> None:
     Raises:
         ValueError: if it does.
     """
-    first, second = run(inputs), run(inputs)
-    if not all(a.numpy().tobytes() == b.numpy().tobytes() for a, b in zip(first, second, strict=True)):
-        raise ValueError(f"{runtime} gives two answers to one question")
-    require(compare(runtime, outputs(module, inputs, "report"), first), TOLERANCE, "report")
+    require(compared(module, run, inputs, runtime), TOLERANCE, "report")
 
 
 def _in_torch(module: Any, inputs: Any) -> Run:
