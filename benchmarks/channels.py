@@ -2,7 +2,8 @@
 
 python benchmarks/channels.py [--data fashion_mnist.npz] [--images 6000] [--epochs 6] [--seeds 0 1]
 A ResNet-18 of width 64 on 28 x 28 images; half of the channels leave after the first epoch, half of the rest after the
-second. The arms take turns in one process of one thread. A line for each run in results/channels.jsonl.
+second; one arm stops at the first. The arms take turns in one process of one thread. A line for each run in
+results/channels.jsonl; what is there is not run again.
 """
 
 import argparse
@@ -30,6 +31,7 @@ ARMS: dict[str, Callable[[list[int]], list[Callback]]] = {
     "dense": lambda at: [],
     "cut at the end": lambda at: [BNChannelPruner(0.25, at=at, shrink="end", scope="layer", round_to=8)],
     "live": lambda at: [BNChannelPruner(0.25, at=at, scope="layer", round_to=8)],
+    "live, first cut only": lambda at: [BNChannelPruner(0.5, at=at[:1], scope="layer", round_to=8)],
 }
 
 
@@ -165,6 +167,13 @@ def ratios(path: Path = RESULTS) -> str:
     return "\n".join(lines)
 
 
+def done(settings: argparse.Namespace) -> set[tuple[str, int]]:
+    """Arm and seed of the rows that were run with these settings."""
+    wanted = (settings.epochs, settings.images, settings.data.stem, settings.width)
+    rows = read(settings.out) if settings.out.exists() else []
+    return {(r["arm"], r["seed"]) for r in rows if (r["epochs"], r["images"], r["data"], r["width"]) == wanted}
+
+
 def main() -> None:
     """All arms for each seed, one after the other."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -178,6 +187,8 @@ def main() -> None:
     torch.set_num_threads(1)
     for seed in settings.seeds:
         for arm in ARMS:
+            if (arm, seed) in done(settings):
+                continue
             row = run(arm, seed, settings)
             print(row, flush=True)
             with settings.out.open("a") as file:
