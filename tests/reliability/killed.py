@@ -3,11 +3,13 @@
     python killed.py FOLDER SEED KILLS SUBJECT
 
 A history draws an algorithm, an optimizer and more from its seed. With "channels" as the subject they leave the model
-twice on the way; with "masks" they stay. It is trained once without a break, and once in lives that end by SIGKILL: at
-any moment, half way through the bytes of a checkpoint, or half way through moving one to its place. Each next life goes
-on from the newest checkpoint that loads. A line of JSON for every history tells what happened; what it left is in its
-folder. Nothing is compared here. Seeds count on from SEED: a history that failed comes again by its own and four kills,
-but for the moments of death; "lives" tells from which checkpoint each life went on.
+twice on the way; with "masks" they stay; with "quantized" weights and activations are quantized from a quarter or half
+of the run on, and every other history dies before that, while ranges move, and when they rest. It is trained once
+without a break, and once in lives that end by SIGKILL: at any moment, half way through the bytes of a checkpoint, or
+half way through moving one to its place. Each next life goes on from the newest checkpoint that loads. A line of JSON
+for every history tells what happened; what it left is in its folder. Nothing is compared here. Seeds count on from
+SEED: a history that failed comes again by its own and four kills, but for the moments of death; "lives" tells from
+which checkpoint each life went on.
 """
 
 import json
@@ -26,7 +28,7 @@ from typing import Any, NamedTuple
 import torch
 import torch._dynamo  # else every life imports it by itself
 from fsspec.implementations.local import LocalFileOpener
-from stories import Story, draw, fit, note
+from stories import NOW, PHASES, Story, draw, fit, note
 
 KINDS = ("any moment", "in a write", "any moment", "in a move")
 KILLS_EACH = 4  # of a history, at most
@@ -41,11 +43,13 @@ class Death(NamedTuple):
         kind: one of :data:`KINDS`, or empty to live on.
         after: seconds, or whole checkpoints.
         share: of the bytes of the torn one.
+        phase: in which checkpoints count; empty: in all.
     """
 
     kind: str = ""
     after: float = 0.0
     share: float = 0.0
+    phase: str = ""
 
 
 def newest_first(folder: Path) -> list[Path]:
@@ -78,9 +82,8 @@ def tear(death: Death, ready: int) -> None:
             signal.pause()
 
     def half_write(self, data):
-        if not str(self.path).endswith(".ckpt") or (count := counted()) > 0:
+        if not str(self.path).endswith(".ckpt") or counted() > 0:
             return write(self, data)
-        assert count == 0
         self.f.write(data[: int(len(data) * death.share)])
         self.f.flush()
         return stop()
@@ -93,6 +96,8 @@ def tear(death: Death, ready: int) -> None:
         return stop()
 
     def counted() -> float:
+        if death.phase and death.phase != NOW["phase"]:
+            return 1
         count[0] -= 1
         return count[0] + 1
 
@@ -141,9 +146,11 @@ def history(seed: int, subject: str, folder: Path, kills: int, turn: int) -> dic
     _, length = life(story, whole, Death())
     deaths: list[str] = []
     while len(deaths) < kills:
-        kind = KINDS[(turn + len(deaths)) % len(KINDS)]
-        after = dice.uniform(0, length) if kind == "any moment" else dice.randrange(5)
-        killed, _ = life(story, torn, Death(kind, after, dice.random()))
+        kind, phase = KINDS[(turn + len(deaths)) % len(KINDS)], ""
+        if story.bits and seed % 2 == 0 and len(deaths) < len(PHASES):
+            kind, phase = KINDS[1 + 2 * (len(deaths) % 2)], PHASES[len(deaths)]
+        after = dice.uniform(0, length) if kind == "any moment" else 1 if phase else dice.randrange(5)
+        killed, _ = life(story, torn, Death(kind, after, dice.random(), phase))
         if not killed:
             break  # it was done before
         deaths.append(kind)
@@ -152,6 +159,9 @@ def history(seed: int, subject: str, folder: Path, kills: int, turn: int) -> dic
     refused = (torn / "refused").read_text().splitlines() if (torn / "refused").exists() else []
     lives = [json.loads(line.partition("\t")[2]) for line in (torn / "lives").read_text().splitlines()]
     told = {"story": story._asdict(), "folder": str(folder), "deaths": deaths, "lives": lives, "refused": refused}
+    if story.bits:
+        phases = (torn / "phases").read_text().splitlines()
+        told["phases"] = [json.loads(line.partition("\t")[2]) for line in phases]
     return {**told, "left": len(list((folder / "temporary").iterdir()))}
 
 

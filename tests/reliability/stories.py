@@ -14,7 +14,7 @@ from lightning.pytorch.loggers.logger import Logger
 from pruned import net as with_norms
 from pruned import pruner
 
-from lightning_sparse import BNChannelPruner, DensityLogger, MaskUpdater
+from lightning_sparse import BNChannelPruner, DensityLogger, MaskUpdater, QuantizeSparse
 
 # Of a way through the engine each: counts of layers, random growth, a ramp, latent weights, a budget that moves.
 BESIDE_CHANNELS = ("rigl", "set", "granet", "str", "sparse_momentum")
@@ -31,6 +31,12 @@ class Story(NamedTuple):
     criterion: str = ""  # by which channels leave; empty: they stay
     penalty: str = ""
     shrink: str = ""
+    bits: int = 0  # of weights that are trained quantized; 0: floats
+    at: float = 0  # from where on
+
+
+PHASES = ("before", "moving", "resting")  # of ranges: not there yet, following the training batches, fixed
+NOW = {"phase": ""}  # of this process
 
 
 def draw(seed: int, subject: str) -> Story:
@@ -41,18 +47,32 @@ def draw(seed: int, subject: str) -> Story:
     story = Story(dice.choice(cases), dice.choice(optimizers), dice.choice((1, 2)), dice.choice((1, 2, 3)), seed)
     if subject == "masks":
         return story
+    if subject == "quantized":
+        return story._replace(bits=dice.choice((2, 4)), at=dice.choice((0.25, 0.5)))
     criterion, penalty = dice.choice(("gamma", "bn_std", "taylor")), dice.choice(("subgradient", "proximal"))
     return story._replace(criterion=criterion, penalty=penalty, shrink=dice.choice(("live", "live", "end")))
 
 
 class Diary(Callback):
-    """A line for every optimizer step: what the masks and the weights were after it."""
+    """A line for every optimizer step: what the masks, the weights and the ranges were after it."""
 
-    def __init__(self, updater: MaskUpdater, cuts: list[BNChannelPruner], file: Path) -> None:
-        self.updater, self.cuts, self.file, self.steps = updater, cuts, file, -1
+    def __init__(
+        self, updater: MaskUpdater, cuts: list[BNChannelPruner], quantizers: list[QuantizeSparse], file: Path
+    ) -> None:
+        self.updater, self.cuts, self.quantizers, self.file, self.steps = updater, cuts, quantizers, file, -1
+        self.begins = bool(quantizers)
 
     def on_train_start(self, trainer, pl_module):
         self.steps = trainer.global_step  # batches that are accumulated after it move running statistics
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        if self.begins:
+            note(self.file.with_name("phases"), "begins", self.phase())
+        self.begins = False
+
+    def phase(self) -> str:
+        known = [each.quantizer for each in self.quantizers if each.quantizer]
+        return PHASES[bool(known) + any(each.frozen for each in known)]
 
     def on_train_batch_end(self, trainer, pl_module, *_):
         if self.steps == trainer.global_step:
@@ -60,7 +80,10 @@ class Diary(Callback):
         self.steps, engine = trainer.global_step, self.updater.sparsifier
         facts = (engine.steps, engine.updates, digest(self.updater.masks), digest(weights(pl_module)))
         pulled = [float(cut.pull.value()) for cut in self.cuts if cut.pull.engines]
-        note(self.file, f"step {self.steps}", [*facts, *pulled, *map(decisions, self.cuts)])
+        observed = [each.quantizer.state_dict() for each in self.quantizers if each.quantizer]
+        ranges = [digest({"ranges": each["ranges"]}) for each in observed]
+        note(self.file, f"step {self.steps}", [*facts, *pulled, *map(decisions, self.cuts), *ranges])
+        NOW["phase"] = self.phase()
 
 
 class Ledger(Logger):
@@ -101,10 +124,17 @@ def without_time(state: dict[str, Any]) -> dict[str, Any]:
     return {**state, "history": [{k: v for k, v in row.items() if k != "seconds"} for row in state["history"]]}
 
 
+def integers(quantize: QuantizeSparse, model: Any) -> dict[str, Any]:
+    """What export is given: codes and scales of weights, ranges of activations; and the callback's own state."""
+    codes = {name: (each.codes, each.scale) for name, each in quantize.quantization.codes(model).items()}
+    return {"codes": codes, "plan": quantize.quantization.state_dict(), "state": quantize.state_dict()}
+
+
 def fit(story: Story, folder: Path, start: Path | None, seed: int) -> None:
-    """Epochs of fourteen batches: two, or three with channels that leave after the first and the second; a checkpoint
-    after every few steps, and a copy of the last one."""
+    """Epochs of fourteen batches: two, or three with channels that leave after the first and the second; with quantized
+    training 28 steps. A checkpoint after every few steps, and a copy of the last one."""
     updater, cuts = MaskUpdater(CASES[story.algorithm].algorithm, DENSITY), []
+    quantizers = [QuantizeSparse(story.bits, at=story.at)] if story.bits else []
     if story.criterion:
         how = {"criterion": story.criterion, "penalty": story.penalty, "shrink": story.shrink}
         model, cuts = with_norms(story.optimizer, 0.25, seed=seed), [pruner(0.4, at=[1, 2], l1=1e-3, **how)]
@@ -114,15 +144,18 @@ def fit(story: Story, folder: Path, start: Path | None, seed: int) -> None:
         random.seed(seed)  # a fork has another state of Python's than its parent
     settings = {"filename": "{step}", "save_top_k": -1, "save_last": True}
     keep = ModelCheckpoint(folder, every_n_train_steps=story.every, **settings)
-    callbacks = [*cuts, updater, DensityLogger(1), Diary(updater, cuts, folder / "diary"), keep]
+    diary = Diary(updater, cuts, quantizers, folder / "diary")
+    callbacks = [*cuts, updater, *quantizers, DensityLogger(1), diary, keep]
+    epochs = 2 * story.accumulate if quantizers else 2 + len(cuts)
     settings = {"accumulate_grad_batches": story.accumulate, "logger": Ledger(folder / "diary"), "log_every_n_steps": 1}
-    fitted = trainer(callbacks, max_epochs=2 + len(cuts), enable_checkpointing=True, **settings)
+    fitted = trainer(callbacks, max_epochs=epochs, enable_checkpointing=True, **settings)
     fitted.fit(model, stateful(4, 56, shuffle=True), ckpt_path=start)
     left = {
         "weights": weights(model),
         "optimizer": fitted.optimizers[0].state_dict(),
         "updater": updater.state_dict(),  # after a kill that came too late there is no engine: nothing is left to train
         "cuts": [without_time(cut.state_dict()) for cut in cuts],
+        "quantized": [integers(each, model) for each in quantizers],
         "rng": torch.get_rng_state(),
         "steps": fitted.global_step,
     }

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from stories import PHASES
 from torch import Tensor
 
 HERE = Path(__file__).parent
@@ -88,3 +89,19 @@ def test_a_run_whose_channels_leave_goes_on_bit_for_bit_after_a_kill(kills, seed
         end = torch.load(Path(history["folder"]) / "whole" / "end.pt", weights_only=True)
         assert len(end["cuts"][0]["history"]) == 2
         assert end["weights"]["stem.weight"].shape[0] < 16
+
+
+@pytest.mark.parametrize(
+    ("kills", "seed"), [pytest.param(16, 3000, marks=pytest.mark.slow), pytest.param(200, 9000, marks=pytest.mark.long)]
+)
+def test_a_run_that_is_quantized_goes_on_bit_for_bit_after_a_kill(kills, seed, tmp_path):
+    """Float weights, masks, ranges, the optimizer's state after every step; integers, scales and ranges at the end."""
+    told = histories(tmp_path, seed, kills, "quantized")
+    deaths, began = check(told), Counter(phase for history in told for phase in history["phases"][1:])
+    print(f"{sum(deaths.values())} kills in {len(told)} histories: {dict(deaths)}; lives went on {dict(began)}")
+    assert sum(deaths.values()) == kills
+    assert all(began[phase] for phase in PHASES)
+    for history in told:
+        (end,) = torch.load(Path(history["folder"]) / "whole" / "end.pt", weights_only=True)["quantized"]
+        assert end["plan"]["ranges"]
+        assert {row["bits"] for row in end["plan"]["layers"].values()} == {history["story"]["bits"]}
