@@ -15,13 +15,13 @@ from lightning_sparse.callbacks.quantizing.arguments import problems
 from lightning_sparse.callbacks.quantizing.late import take_places
 from lightning_sparse.callbacks.quantizing.phases import Phases, phases
 from lightning_sparse.callbacks.quantizing.start import begin, check, start_zeros, warn_of_float_best
-from lightning_sparse.callbacks.quantizing.state import for_evaluation, rebuilt, saved
+from lightning_sparse.callbacks.quantizing.state import for_evaluation, rebuilt, remember_all, saved
 from lightning_sparse.callbacks.run import gather_random_states, go_on, refuse_strategy
 from lightning_sparse.callbacks.torn import FileCheck
 from lightning_sparse.core.errors import raise_problems
 from lightning_sparse.core.hooks import unwrap
 from lightning_sparse.core.sparsifier import Sparsifier
-from lightning_sparse.quant.quantization import Quantization, remember
+from lightning_sparse.quant.quantization import Quantization
 from lightning_sparse.quant.quantizer import Quantizer
 
 
@@ -118,6 +118,7 @@ class QuantizeSparse(Callback):
         """Refuse early what cannot work."""
         self._file.begin()
         if stage == "fit":
+            self._phases = None
             refuse_strategy(trainer, "QuantizeSparse")
         take_places(trainer, self)
 
@@ -245,7 +246,14 @@ class QuantizeSparse(Callback):
         self.quantizer.close()
         self.quantizer.freeze()
         self.state = saved(self)
-        remember(pl_module, self.quantizer.quantization)
+        remember_all(self, trainer, pl_module)
+
+    def fit_is_over(self, trainer: Any, pl_module: Any) -> None:
+        """A checkpoint of the last epoch's end has nothing left to train, and was written before the fit had ended."""
+        if self._phases is None and trainer.ckpt_path is not None and trainer.fit_loop.done:
+            self.steps = self.state.get("steps", trainer.global_step)
+            self.fit_starts(trainer, pl_module)
+            self.fit_ends(trainer, pl_module)
 
     def open(self) -> None:
         """Forward passes come: they see the grid."""

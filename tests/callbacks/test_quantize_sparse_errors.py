@@ -8,6 +8,7 @@ from lightning.pytorch import LightningModule
 from torch import nn
 
 from lightning_sparse import QuantizeSparse
+from lightning_sparse.quant.quantization import remembered
 
 
 def test_all_wrong_arguments_are_named_at_once():
@@ -71,6 +72,16 @@ def test_two_of_them_on_different_weights():
     model = net()
     trainer(both, max_epochs=1).fit(model, loader())
     assert [list(each.quantization.layers) for each in both] == [["net.0"], ["net.4"]]
+    known = remembered(model)  # what exports take: all of it
+    assert {name: layer.bits for name, layer in known.layers.items()} == {"net.0": 8, "net.4": 4}
+    assert known.ranges == {**both[0].quantization.ranges, **both[1].quantization.ranges}
+    assert list(known.left) == ["net.6.weight"]
+
+
+def test_two_of_them_with_one_name():
+    both = [QuantizeSparse(include=["net.0"]), QuantizeSparse(4, include=["net.4"])]
+    with pytest.raises(RuntimeError, match="state_key"):
+        trainer(both, max_epochs=1)
 
 
 def test_weights_with_nan():

@@ -7,11 +7,14 @@ import pytest
 import torch
 from grids import on_grid
 from helpers import loader, net, same, samples, saver, state_tensors, stateful, trainer, weights
-from lightning.pytorch.callbacks import EarlyStopping
+from lightning.pytorch import Callback
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from pruned import net as residual
 from pruned import pruner, widths
 
 from lightning_sparse import MaskUpdater, QuantizeSparse, RigL
+from lightning_sparse.quant.quantization import remembered
+from lightning_sparse.quant.sites import find
 
 
 def run(folder, start=None, seed=1, sparse=True, bits=4, **settings):
@@ -39,6 +42,29 @@ def test_a_resumed_run_ends_bit_for_bit(tmp_path, step, sparse):
     if not sparse:
         assert not again[0].net[4].weight[:, ::2].any()
         assert again[0].net[4].weight[:, 1::2].all()
+
+
+def last_epochs(folder, bits, start=None, seed=1):
+    """Two epochs of six steps, saved at the end of each; below five bits quantized from step 9 on."""
+    callbacks = [QuantizeSparse(bits), MaskUpdater(RigL(every=2, stop=1.0), 0.25)]
+    keep = ModelCheckpoint(folder, filename="{epoch}", save_top_k=-1, save_on_train_epoch_end=True)
+    model = net("adamw", dropout=0.2, seed=seed)
+    fit = trainer([*callbacks, saver(folder, 3), keep], max_epochs=2, enable_checkpointing=True)
+    fit.fit(model, loader(8, shuffle=True) if "epoch" in str(start) else stateful(8, shuffle=True), ckpt_path=start)
+    return model, callbacks[0]
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize("start", ["step=3", "step=9", "step=12", "epoch=1"])
+def test_a_resumed_run_ends_with_the_same_integers(tmp_path, start, bits):
+    """Also if it was calibrated at its end only, and where a last checkpoint leaves nothing to train."""
+    whole = last_epochs(tmp_path, bits)
+    again = last_epochs(tmp_path, bits, tmp_path / f"{start}.ckpt", seed=5)
+    assert same(weights(whole[0]), weights(again[0]))
+    assert whole[1].quantization == again[1].quantization
+    assert remembered(again[0]) == again[1].quantization
+    assert again[1].quantization.ranges
+    assert whole[1].begun == again[1].begun == (12 if bits == 8 else 9)
 
 
 def test_ranges_rest_for_the_last_quarter_of_the_quantized_steps(tmp_path):
@@ -123,6 +149,30 @@ def test_channels_leave_while_the_model_is_quantized(at):
             assert len(shapes) == 5
             assert torch.equal(codes["block.conv1.weight"].codes == 0, model.block.conv1.weight == 0)
             assert quantize.quantization.layers["stem"].norm == "bn"
+
+
+def test_places_and_ranges_outlive_a_cut():
+    """What is found in the cut model anew is what was found before; the ranges of its places go on."""
+    quantize, model = QuantizeSparse(4, at=0), residual("adamw")
+    ends, starts, shapes = [], [], []
+
+    class Notes(Callback):
+        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+            starts.append(quantize.quantizer.state_dict()["ranges"])
+            shapes.append(widths(model))
+
+        def on_train_batch_end(self, trainer, pl_module, *_):
+            ends.append(quantize.quantizer.state_dict()["ranges"])
+
+    trainer([pruner(), Notes(), quantize], max_epochs=2).fit(model, loader())
+    assert shapes[0] == shapes[11] > shapes[12] == shapes[-1]
+    assert all(torch.equal(before, after) for before, after in zip(ends, starts[1:], strict=False))
+    assert not torch.equal(starts[12], ends[12])
+    layers = quantize.quantization.layers
+    x = next(iter(loader()))[0]
+    assert find(model, lambda: model(x), {name: layer.bits for name, layer in layers.items()}) == layers
+    assert len({layer.input for layer in layers.values()}) == 5
+    assert [layer.norm for layer in layers.values()] == ["bn", "block.bn1", "block.bn2", "bn3", None]
 
 
 def test_monitors_begin_anew_when_quantized_training_begins():

@@ -44,6 +44,10 @@ class Late(Callback):
         """The weights are final."""
         self.first.fit_ends(trainer, pl_module)
 
+    def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
+        """Also where nothing was left to train."""
+        self.first.fit_is_over(trainer, pl_module)
+
 
 def take_places(trainer: Any, first: "QuantizeSparse") -> None:
     """Put the callback first, and its other half last, in the Trainer's list."""

@@ -8,7 +8,7 @@ from torch import nn
 from lightning_sparse.callbacks.base import MisconfigurationException, refers
 from lightning_sparse.core.errors import raise_problems
 from lightning_sparse.core.select import modules_of
-from lightning_sparse.quant.quantization import Quantization
+from lightning_sparse.quant.quantization import Quantization, remember
 from lightning_sparse.quant.quantizer import Quantizer
 
 if TYPE_CHECKING:
@@ -48,6 +48,16 @@ def rebuilt(state: Mapping[str, Any], model: nn.Module, name: str) -> Quantizer:
     quantizer.load_state_dict(state["ranges"])
     quantizer.close()
     return quantizer
+
+
+def remember_all(callback: "QuantizeSparse", trainer: Any, pl_module: nn.Module) -> None:
+    """What exports ask for: all that the QuantizeSparse of a Trainer have found, each for its own layers."""
+    parts = [each.quantization for each in trainer.callbacks if isinstance(each, type(callback)) and each.quantization]
+    layers = {name: layer for part in parts for name, layer in part.layers.items()}
+    ordered = {name: layers[name] for name in modules_of(pl_module) if name in layers}
+    weights = {layer.weight for layer in layers.values()}
+    left = {name: why for part in parts for name, why in part.left.items() if name not in weights}
+    remember(pl_module, Quantization(ordered, {n: r for part in parts for n, r in part.ranges.items()}, left))
 
 
 def for_evaluation(callback: "QuantizeSparse", pl_module: nn.Module) -> Quantizer:
