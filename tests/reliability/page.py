@@ -35,8 +35,8 @@ The tables are made from the tests by `python tests/reliability/page.py`. A test
 else, when one of the numbers has no test, or when a test of a mode that "passes" did not pass.
 
 Beside the list, training processes are killed by SIGKILL at any moment, also while they write a checkpoint, and go on
-until they end bit for bit as those left alone: `tests/reliability/test_kill.py`, twenty kills in CI, a thousand in
-`make test-long`. `test_elastic.py` does so with a rank of a job that `torchrun` starts again.
+until they end bit for bit as those left alone, quantized training too: `tests/reliability/test_kill.py`, fifty kills in
+CI, a thousand in `make test-long`. `test_elastic.py` does so with a rank of a job that `torchrun` starts again.
 
 **ModelPruning** is Lightning's own callback, in the same mode: measured by `benchmarks/reliability.py` on {date} with
 lightning {lightning} and torch {torch}, on 2,000 weights of which 200 are to live from the end of the first epoch on.
