@@ -5,6 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+_OUTWARD = torch.tensor([-torch.inf, torch.inf])
+
 
 class Switches:
     """What all places of a model have in common.
@@ -107,15 +109,19 @@ class _Rounded(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, values: Tensor, scale: Tensor, least: Tensor, most: Tensor) -> Tensor:
         """Multiples of ``scale`` from ``least`` to ``most`` times it."""
-        ctx.save_for_backward(values, (least - 0.5) * scale, (most + 0.5) * scale)
+        if ctx.needs_input_grad[0]:
+            ctx.save_for_backward(values)
+            edges = torch.cat((least - 0.5, most + 0.5)).mul_(scale)
+            ctx.edges = torch.nextafter(edges, _OUTWARD).tolist()  # what lies on an edge is inside
         codes = values.div(scale).round_()
         return torch.minimum(torch.maximum(codes, least, out=codes), most, out=codes).mul_(scale)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
-        """Zero where the value was clipped."""
-        values, low, high = ctx.saved_tensors
-        return gradient * ((values >= low) & (values <= high)), None, None, None
+        """Zero where the value was clipped: in one pass, where comparisons and a product take four."""
+        (values,) = ctx.saved_tensors
+        low, high = ctx.edges
+        return torch.ops.aten.hardtanh_backward(gradient, values, low, high), None, None, None
 
 
 class Look:

@@ -5,6 +5,7 @@ import pytest
 import torch
 from torch import nn
 
+from lightning_sparse.quant.places import _Rounded
 from lightning_sparse.quant.quantizer import Quantizer
 from lightning_sparse.quant.sites import find
 
@@ -130,3 +131,19 @@ def test_a_saved_state_goes_on_bit_for_bit():
     assert runs[0][1] == runs[1][1]
     with pytest.raises(ValueError, match=r"ranges were saved of \['0:in'\], and here are \[\]"):
         Quantizer(net, quantizer.layers, act_bits=None).load_state_dict(state)
+
+
+@pytest.mark.parametrize("zero", [0, 7, 255])
+def test_gradients_pass_up_to_the_edges_of_the_range(zero):
+    """Half a step beyond the last codes, which itself is inside; what is one float further is cut."""
+    scale, least, most = torch.tensor([0.1]), torch.tensor([-float(zero)]), torch.tensor([255.0 - zero])
+    low, high = (least - 0.5) * scale, (most + 0.5) * scale
+    out, inward = torch.tensor([-torch.inf]), torch.tensor([torch.inf])
+    edges = torch.cat([low, high, torch.nextafter(low, out), torch.nextafter(high, -out), torch.nextafter(low, inward)])
+    values = torch.cat([edges, torch.randn(100) * 20, torch.tensor([torch.inf, -torch.inf])]).requires_grad_()
+    gradient = torch.randn(len(values))
+    _Rounded.apply(values, scale, least, most).backward(gradient)
+    inside = (values.detach() >= low) & (values.detach() <= high)
+    assert inside[:5].tolist() == [True, True, False, False, True]
+    assert torch.equal(values.grad, torch.where(inside, gradient, 0.0))
+    assert 0 < int(inside.sum()) < len(values)
