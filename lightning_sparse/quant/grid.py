@@ -71,7 +71,8 @@ def scales(weight: Tensor, bits: int, axis: int = 0) -> Tensor:
     Clipping large weights helps dense layers and harms sparse ones, whose few large weights carry the model. With two
     or three bits there are too few codes to spend one on the largest: from there the scale goes twice to where the
     squared error is least with the codes that it gives (Lloyd 1982, https://doi.org/10.1109/TIT.1982.1056489). A
-    channel without live weights has scale 1.
+    channel without live weights has scale 1. Last, a scale is rounded to what bfloat16 holds, by 1/512 at most: half of
+    its bytes are 0 then, which files leave out, and its product with a code is exact, so what is on a grid stays there.
 
     Args:
         weight: float, of any shape; zeros are dead.
@@ -81,8 +82,8 @@ def scales(weight: Tensor, bits: int, axis: int = 0) -> Tensor:
     Example:
         >>> scales(torch.tensor([[1.27, 0.0, -0.3], [0.0, 0.0, 0.0]]), 8)
         tensor([0.0100, 1.0000])
-        >>> scales(torch.tensor([[3.0, 0.0, -1.0]]), 2)  # codes 2 and 1: (2 * 3 + 1 * 1) / (2 * 2 + 1 * 1)
-        tensor([1.4000])
+        >>> scales(torch.tensor([[3.0, 0.0, -1.0]]), 2)  # codes 2, 1: (2 * 3 + 1 * 1) / (2 * 2 + 1 * 1) ~ 179 / 128
+        tensor([1.3984])
     """
     return _scales(weight.abs().float(), bits, axis)
 
@@ -147,18 +148,24 @@ def _scales(size: Tensor, bits: int, axis: int) -> Tensor:
     rest = [dim for dim in range(size.ndim) if dim != axis]
     scale = _usable(size.amax(rest) / levels(bits))
     if bits > FEW:
-        return scale
+        return _short(scale, bits)
     live = size > 0
     for _ in range(2):
         codes = _round(size.clone(), scale, bits, axis).mul_(live)
         squares = codes.square().sum(rest)
         scale = _usable((size * codes).sum(rest) / squares.clamp(min=1))
-    return scale
+    return _short(scale, bits)
 
 
 def _usable(scale: Tensor) -> Tensor:
     tiny = torch.finfo(torch.float32).tiny  # below, a quotient would be no number
     return torch.where(scale > 0, scale.clamp(min=tiny), torch.ones_like(scale))
+
+
+def _short(scale: Tensor, bits: int) -> Tensor:
+    """The nearest that bfloat16 holds, but where its largest code would overflow."""
+    short = scale.bfloat16().float()
+    return torch.where((short * levels(bits)).isfinite(), short, scale)
 
 
 def _round(size: Tensor, scale: Tensor, bits: int, axis: int) -> Tensor:

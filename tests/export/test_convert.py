@@ -23,15 +23,15 @@ def net(weight, bias, *more):
 
 
 def test_a_linear_layer_worked_by_hand():
-    # Codes: row 1 has the scale 2.54 / 127 = 0.02, so 1.0 is 50; row 2 the scale 0.5 / 127.
+    # Codes: row 1 has the scale 1/64, so 1.0 is 64; row 2 the scale 1/256.
     # Input (0.26, -1) on the grid of 0.1 with zero point 3: round(2.6) = 3 -> 0.3; -10 is below -3 -> -0.3.
-    # Bias: 0.0213 / (0.1 * 0.02) = 10.65 -> 11 -> 0.022; the other 0.
-    # Row 1: 2.54 * 0.3 + 1.0 * -0.3 + 0.022 = 0.484. Row 2: 0.5 * -0.3 = -0.15.
-    model = net([[2.54, 1.0], [0.0, 0.5]], [0.0213, 0.0])
+    # Bias: 0.0213 / (0.1 / 64) = 13.632 -> 14 -> 0.021875; the other 0.
+    # Row 1: 127 / 64 * 0.3 + 1.0 * -0.3 + 0.021875 = 0.3171875. Row 2: 127 / 256 * -0.3 = -0.148828125.
+    model = net([[127 / 64, 1.0], [0.0, 127 / 256]], [0.0213, 0.0])
     small = convert(model, torch.zeros(1, 2), Quantization({"0": Layer("0", 8, input="0:in")}, {"0:in": Range(0.1, 3)}))
-    assert small[0].codes.tolist() == [[127, 50], [0, 127]]
-    assert small[0].bias_codes.tolist() == [11, 0]
-    torch.testing.assert_close(small(torch.tensor([[0.26, -1.0]])), torch.tensor([[0.484, -0.15]]))
+    assert small[0].codes.tolist() == [[127, 64], [0, 127]]
+    assert small[0].bias_codes.tolist() == [14, 0]
+    torch.testing.assert_close(small(torch.tensor([[0.26, -1.0]])), torch.tensor([[0.3171875, -0.148828125]]))
 
 
 def test_a_batch_norm_with_a_negative_and_a_dead_channel_worked_by_hand():

@@ -70,9 +70,9 @@ def test_fewer_bits_that_harm_less_are_taken_first():
 
 
 def test_expected_harm_is_half_the_curvature_times_the_squared_error():
-    weight = torch.tensor([[8.0, 0.0, -1.6], [0.8, 0.21, 0.0]])
+    weight = torch.tensor([[8.0, 0.0, -1.6], [1.0, 0.26, 0.0]])
     squared = torch.tensor([[1.0, 5.0, 2.0], [1.0, 4.0, 9.0]])
-    # at 4 bits: steps of 1 and of 0.1; -1.6 becomes -2, 0.21 becomes 0.2; dead weights have no error
+    # at 4 bits: steps of 1 and of 1/8; -1.6 becomes -2, 0.26 becomes 0.25; dead weights have no error
     assert harm(weight, squared, 0, [4])[4] == pytest.approx(0.5 * (2 * 0.16 + 4 * 0.0001), rel=1e-5)
 
 

@@ -61,6 +61,7 @@ def weight_by_hand(w: torch.Tensor) -> torch.Tensor:
     for _ in range(2):  # three bits: the least squared error of what the codes stand for
         codes = (rows.abs() / step).round().clamp(1, top) * (rows != 0)
         step = (rows.abs() * codes).sum(1, keepdim=True) / codes.square().sum(1, keepdim=True)
+    step = step.bfloat16().float()
     codes = (rows.abs() / step).round().clamp(1, top) * rows.sign()
     return Straight.apply(w, (codes * step).view_as(w), torch.ones_like(w))
 
