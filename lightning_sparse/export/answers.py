@@ -59,8 +59,8 @@ def require(found: Agreement, tolerance: float, where: str) -> None:
         raise_problems(
             [
                 f"{found.runtime} and PyTorch disagree: error {found.error:.3g} of the output's spread{same}; rounding "
-                f"explains {tolerance:g}. x86 processors without VNNI cut off large int8 sums: quantize with bits=7, "
-                "or run ONNX Runtime with session.x64quantprecision=1. For a model whose outputs are all noise, "
+                f"explains {tolerance:g}. On x86 processors without VNNI OpenVINO cuts off large int8 sums: quantize "
+                "with bits=7. For a model whose outputs are all noise, "
                 "give real data as example_inputs, or a larger tolerance"
             ],
             where,

@@ -151,13 +151,25 @@ def test_a_runtime_that_answers_otherwise_the_second_time_is_an_error(tmp_path, 
 def test_where_onnx_runtime_cuts_off_sums_there_is_a_warning(tmp_path, monkeypatch):
     model, real = nn.Sequential(nn.Linear(6, 4)), session
 
-    def cutting(path, runtime, exact=False):  # as a processor without VNNI does with eight bits
+    def cutting(path, runtime, exact=True):  # as a processor without VNNI does with eight bits
         run = real(path, runtime)
         return run if exact else lambda inputs: [t.clamp(max=0.99 * t.max()) for t in run(inputs)]
 
     monkeypatch.setattr(onnx_file, "session", cutting)
     with pytest.warns(UserWarning, match=r"cuts off large sums.*bits=7.*x64quantprecision"):
         to_onnx(model, tmp_path / "net.onnx", noise(5, 6), known(model, noise(5, 6)))
+
+
+@pytest.mark.filterwarnings("ignore:on this processor:UserWarning")
+def test_a_session_does_not_cut_off_sums_of_eight_bits(tmp_path):
+    model, x = nn.Sequential(nn.Linear(64, 4)), torch.full((5, 64), 2.55)
+    with torch.no_grad():
+        model[0].weight.fill_(127 / 128)  # 255 * 127 twice is 64770, and int16 ends at 32767
+        model[0].weight[1:, ::2] *= -0.5
+    known_ = Quantization({"0": Layer("0", 8, input="0:in")}, {"0:in": Range(0.01, 0)})
+    report = to_onnx(model, tmp_path / "net.onnx", x, known_)
+    assert report.agreement["onnxruntime"].error < 1e-3
+    torch.testing.assert_close(session(tmp_path / "net.onnx")(x)[0], model(x).detach(), rtol=1e-2, atol=1e-2)
 
 
 def test_seven_bits_are_exact_on_every_processor(tmp_path):
