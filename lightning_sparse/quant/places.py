@@ -110,16 +110,20 @@ class _Rounded(torch.autograd.Function):
     def forward(ctx: Any, values: Tensor, scale: Tensor, least: Tensor, most: Tensor) -> Tensor:
         """Multiples of ``scale`` from ``least`` to ``most`` times it."""
         if ctx.needs_input_grad[0]:
-            ctx.save_for_backward(values)
             edges = torch.cat((least - 0.5, most + 0.5)).mul_(scale)
-            ctx.edges = torch.nextafter(edges, _OUTWARD).tolist()  # what lies on an edge is inside
+            ctx.here = edges.device.type == "cpu"  # else reading numbers would wait for the device
+            ctx.edges = torch.nextafter(edges, _OUTWARD).tolist() if ctx.here else ()  # what lies on an edge is inside
+            ctx.save_for_backward(values, *([] if ctx.here else edges))
         codes = values.div(scale).round_()
         return torch.minimum(torch.maximum(codes, least, out=codes), most, out=codes).mul_(scale)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
         """Zero where the value was clipped: in one pass, where comparisons and a product take four."""
-        (values,) = ctx.saved_tensors
+        values, *edges = ctx.saved_tensors
+        if not ctx.here:
+            low, high = edges
+            return gradient * ((values >= low) & (values <= high)), None, None, None
         low, high = ctx.edges
         return torch.ops.aten.hardtanh_backward(gradient, values, low, high), None, None, None
 
