@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
-_WIDTH, _LEFT, _RIGHT, _BAR, _GAP = 760, 210, 110, 16, 10  # pixels
+_WIDTH, _LEFT, _RIGHT, _BAR, _GAP = 800, 210, 150, 16, 10  # pixels
 _CHARACTER = 6.6  # width of one, at the size of a label
 
 
@@ -31,7 +31,7 @@ def bars(title: str, groups: Sequence[tuple[str, Sequence[Bar]]]) -> str:
 
     Example:
         >>> print(bars("bytes", [("dense", [Bar(10.0, "10")])]))
-        <svg viewBox="0 0 760 36" role="img"><title>bytes</title>
+        <svg viewBox="0 0 800 36" role="img"><title>bytes</title>
         <text class="name" x="200" y="22">dense</text>
         <rect class="k0" x="210" y="10" width="440.0" height="16"/><text x="656.0" y="22">10</text>
         </svg>
