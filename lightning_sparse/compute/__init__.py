@@ -1,0 +1,6 @@
+"""Layers that hold and compute only non-zeros, and the kernels under them."""
+
+from lightning_sparse.compute.layer import SparseLayer, followed
+from lightning_sparse.compute.linear import SparseLinear
+
+__all__ = ["SparseLayer", "SparseLinear", "followed"]
