@@ -153,6 +153,8 @@ class SparseLayer(nn.Module):
         super()._load_from_state_dict(
             rest, prefix, dict(local_metadata), strict, missing_keys, unexpected_keys, error_msgs
         )
+        if strict and f"{prefix}values" in state_dict:
+            unexpected_keys.append(f"{prefix}values")
         if weight is None:
             if strict:
                 missing_keys.append(key)

@@ -113,13 +113,19 @@ def _matrix(values: Tensor, pointer: Tensor, column: Tensor, rows: int, columns:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch says once that CSR is in beta
         return torch.sparse_csr_tensor(
-            pointer[:: blocks(columns)], column, values, (rows, columns), check_invariants=False
+            pointer[:: blocks(columns)].contiguous(), column, values, (rows, columns), check_invariants=False
         )
+
+
+def _product(matrix: Tensor, x: Tensor) -> Tensor:
+    with torch.autocast(x.device.type, enabled=False):
+        found: Tensor = torch.sparse.mm(matrix, x.t()).t()
+    return found
 
 
 def _linear_torch(x: Tensor, values: Tensor, bias: Tensor | None, pointer: Tensor, column: Tensor, rows: int) -> Tensor:
     flat = x.reshape(-1, x.shape[-1]).to(values.dtype)
-    y: Tensor = torch.sparse.mm(_matrix(values, pointer, column, rows, x.shape[-1]), flat.t()).t()
+    y = _product(_matrix(values, pointer, column, rows, x.shape[-1]), flat)
     y = y if bias is None else y + bias
     return y.to(x.dtype).reshape(*x.shape[:-1], rows).contiguous()
 
@@ -140,7 +146,7 @@ def _linear_backward_torch(
     gx, gvalues, gbias = x.new_empty(0), values.new_empty(0), own.new_empty(0)
     if to_x:
         turned = _matrix(own[order], turned_pointer, turned_row, columns, rows)
-        gx = torch.sparse.mm(turned, g.t()).t()
+        gx = _product(turned, g)
         gx = gx.to(x.dtype).reshape(x.shape).contiguous()
     if to_values:
         gvalues = _dots(flat.t().contiguous(), g.t().contiguous(), column.long(), _row(pointer, rows)).to(values.dtype)

@@ -34,6 +34,21 @@ Panel next_panel(int first, int left) {
   return {first, left < width ? left : width, width};
 }
 
+// What the widths of the panels add up to that are packed together
+int width_together(int batch) {
+  int most = 0;
+  for (int first = 0; first < batch;) {
+    int width = 0;
+    for (int n = 0; n < TOGETHER && first < batch; n++) {
+      Panel p = next_panel(first, batch - first);
+      first += p.samples;
+      width += p.width;
+    }
+    if (width > most) most = width;
+  }
+  return most;
+}
+
 template <class T, int P>
 struct Shape {
   static constexpr int full = LANES * 4 / int(sizeof(T));
@@ -122,13 +137,32 @@ struct Rows {  // a matrix by rows, in blocks of columns
   const int* column;
 };
 
+// One sample: eight products at a time, of gathered inputs
+template <class T>
+INLINE T multiply_one(const T* values, const int* column, int begin, int end, const T* x) {
+  typedef Vector<T, 8> V;
+  V sum = {};
+  int k = begin;
+  for (; k + 8 <= end; k += 8) {
+    const int* c = column + k;
+    sum += *reinterpret_cast<const V*>(values + k) * V{x[c[0]], x[c[1]], x[c[2]], x[c[3]], x[c[4]], x[c[5]], x[c[6]], x[c[7]]};
+  }
+  T rest = 0;
+  for (; k < end; k++) rest += values[k] * x[column[k]];
+  return rest + ((sum[0] + sum[1]) + (sum[2] + sum[3])) + ((sum[4] + sum[5]) + (sum[6] + sum[7]));
+}
+
 // Rows [first, last), one block of columns after the other; not inlined: one copy for all kinds of input
 template <class T, int P>
 __attribute__((noinline)) void multiply_rows(const Rows& w, int first, int last, const T* values, const T* x, T* out) {
   for (int k = 0; k < w.blocks; k++)
     for (int i = first; i < last; i++) {
       const int* at = w.pointer + size_t(i) * w.blocks + k;
-      multiply_row<T, P>(values, w.column, at[0], at[1], x, out + size_t(i - first) * P, k > 0);
+      T* to = out + size_t(i - first) * P;
+      if constexpr (P == 1)
+        to[0] = multiply_one(values, w.column, at[0], at[1], x) + (k > 0 ? to[0] : T(0));
+      else
+        multiply_row<T, P>(values, w.column, at[0], at[1], x, to, k > 0);
     }
 }
 
@@ -231,7 +265,7 @@ void dot_all(const Rows& w, const Packed<T>& x, const Packed<T>& g, T* values, T
 
 template <class IO, class T>
 void forward(int threads, int batch, const Rows& w, const T* values, const T* bias, const IO* x, IO* y) {
-  int together = batch < TOGETHER * WIDEST ? (batch + 7) / 8 * 8 : TOGETHER * WIDEST;
+  int together = width_together(batch);
   Scratch<T> scratch(size_t(together) * w.columns);
 #ifdef _OPENMP
 #pragma omp parallel num_threads(threads) if (threads > 1)
@@ -248,7 +282,7 @@ void forward(int threads, int batch, const Rows& w, const T* values, const T* bi
 template <class IO, class T>
 void backward(int threads, int batch, const Rows& w, const Rows& turned, const int* order, const T* values, const IO* x,
               const IO* g, IO* gx, T* gvalues, T* gbias) {
-  int together = batch < TOGETHER * WIDEST ? (batch + 7) / 8 * 8 : TOGETHER * WIDEST;
+  int together = width_together(batch);
   int count = w.pointer[size_t(w.rows) * w.blocks];
   Scratch<T> xs(gvalues ? size_t(together) * w.columns : 0), gs(size_t(together) * w.rows), ordered(gx ? count : 0);
 #ifdef _OPENMP
