@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 SOURCES = Path(__file__).parent / "csrc"
-KERNELS = ("linear.cpp",)
+KERNELS = ("linear.cpp", "conv.cpp")
 FLAGS = ("-std=c++17", "-O3", "-fPIC", "-fno-math-errno", "-fvisibility=default", "-Wno-psabi")
 PATHS = {
     "portable": ("-DISA=portable", "-DLANES=4"),

@@ -45,7 +45,7 @@ class SparseLayer(nn.Module):
         self.bias = bias
         self.capture = False
         self.dense_grad: Tensor | None = None
-        found = topology(mask.flatten(1))
+        found = self._topology(mask)
         for name in INDEX:
             self.register_buffer(name, getattr(found, name), persistent=False)
 
@@ -61,7 +61,7 @@ class SparseLayer(nn.Module):
 
     def positions(self) -> Tensor:
         """int64 indices of the live entries in the flat dense weight, ascending: the places of ``values``."""
-        return positions(self.pointer, self.column, self.shape[1:].numel())
+        return positions(self.pointer, self.column, self.shape[0], self.shape[1:].numel())
 
     @property
     def mask(self) -> Tensor:
@@ -102,11 +102,14 @@ class SparseLayer(nn.Module):
         old = torch.full((self.shape.numel(),), -1, dtype=torch.int64, device=mask.device)
         old[self.positions()] = torch.arange(self.live, device=mask.device)
         source = old[mask.flatten()]
-        self._take(topology(mask.flatten(1)))
+        self._take(self._topology(mask))
         gradient, self.values.grad = self.values.grad, None
         _put(self.values, followed(self.values, source))
         self.values.grad = None if gradient is None else followed(gradient, source)
         return source
+
+    def _topology(self, mask: Tensor) -> Topology:
+        return topology(mask.flatten(1))
 
     def _take(self, found: Topology) -> None:
         for name in INDEX:

@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor, nn
 
-from lightning_sparse.compute import ops  # noqa: F401  # registers the operators
 from lightning_sparse.compute.layer import SparseLayer
+from lightning_sparse.compute.ops import linear
 
 
 class SparseLinear(SparseLayer):
@@ -61,8 +61,7 @@ class SparseLinear(SparseLayer):
             raise ValueError(f"SparseLinear with {self.in_features} inputs got x of shape {list(x.shape)}")
         if torch.is_autocast_enabled(x.device.type):
             x = x.to(torch.get_autocast_dtype(x.device.type))
-        y: Tensor = torch.ops.lightning_sparse.linear(x, self.values, self.bias, *self.index)
-        return self._watched(y, x)
+        return self._watched(linear(x, self.values, self.bias, self.index), x)
 
     def _dense_gradient(self, grad: Tensor, x: Tensor) -> Tensor:
         dtype = self.values.dtype

@@ -4,9 +4,9 @@ import ctypes
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -15,6 +15,13 @@ from lightning_sparse.compute.build import BuildError, best, library
 
 log = logging.getLogger(__name__)
 KINDS = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2}
+SIGNATURES = {
+    "linear_forward": "i" * 6 + "p" * 6,
+    "linear_backward": "i" * 7 + "p" * 11,
+    "conv_forward": "i" * 3 + "p" * 7,
+    "conv_backward": "i" * 3 + "p" * 12,
+}
+_TYPES = {"i": ctypes.c_int, "p": ctypes.c_void_p}
 _chosen: list[str] = []  # what `using` asks for, innermost last
 
 
@@ -24,11 +31,15 @@ class Native:
 
     library: ctypes.CDLL
     isa: str
+    known: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
 
     def function(self, name: str) -> Callable[..., int]:
-        """A kernel by its name without the instruction set."""
-        found: Callable[..., int] = getattr(self.library, f"{name}_{self.isa}")
-        return found
+        """A kernel by its name without the instruction set; it takes integers, and tensors as :func:`address`."""
+        found = self.known.get(name)
+        if found is None:
+            found = self.known[name] = getattr(self.library, f"{name}_{self.isa}")
+            found.argtypes = [_TYPES[letter] for letter in SIGNATURES[name]]
+        return cast(Callable[..., int], found)
 
 
 @cache
@@ -66,16 +77,16 @@ def using(isa: str) -> Iterator[None]:
         _chosen.pop()
 
 
-def call(function: Callable[..., int], *arguments: Tensor | int | None) -> None:
-    """Call a kernel: tensors as pointers, None as a null pointer.
+def address(tensor: Tensor | None) -> int | None:
+    """Where a tensor's numbers are; None is a null pointer."""
+    return None if tensor is None else tensor.data_ptr()
+
+
+def call(function: Callable[..., int], numbers: tuple[int, ...], tensors: tuple[Tensor | None, ...]) -> None:
+    """Call a kernel with numbers, then tensors.
 
     Raises:
         MemoryError: if the kernel could not get its scratch memory.
     """
-    plain: list[Any] = [a.data_ptr() if isinstance(a, Tensor) else a for a in arguments]
-    converted = [
-        ctypes.c_void_p(p) if a is None or isinstance(a, Tensor) else ctypes.c_int(p)
-        for a, p in zip(arguments, plain, strict=True)
-    ]
-    if function(*converted):
+    if function(*numbers, *map(address, tensors)):
         raise MemoryError("a sparse kernel found no memory for its scratch buffers")

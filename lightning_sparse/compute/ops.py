@@ -5,7 +5,7 @@ On CPUs they call the compiled kernels, everywhere else, or without these, torch
 
 import warnings
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -13,9 +13,9 @@ from torch import Tensor
 from lightning_sparse.compute.native import KINDS, call, native
 from lightning_sparse.compute.topology import blocks
 
-_LIBRARY = torch.library.Library("lightning_sparse", "DEF")  # type: ignore[no-untyped-call]  # kept: so are its operators
+LIBRARY = torch.library.Library("lightning_sparse", "DEF")  # type: ignore[no-untyped-call]  # kept: so are its operators
 _INDEX = "Tensor pointer, Tensor column, Tensor turned_pointer, Tensor turned_row, Tensor order"
-_define: Callable[[str], None] = _LIBRARY.define
+_define: Callable[[str], None] = LIBRARY.define
 _define(f"linear(Tensor x, Tensor values, Tensor? bias, {_INDEX}) -> Tensor")
 _define(
     f"linear_backward(Tensor grad, Tensor x, Tensor values, {_INDEX}, bool to_x, bool to_values, bool to_bias)"
@@ -37,7 +37,7 @@ def _check(x: Tensor, values: Tensor, turned_pointer: Tensor, rows: int) -> None
         raise ValueError(f"a sparse layer takes floating point numbers, got {x.dtype}")
 
 
-def _compute_dtype(x: Tensor) -> torch.dtype:
+def compute_dtype(x: Tensor) -> torch.dtype:
     """What values and sums have: float32 for half precision."""
     return x.dtype if x.dtype in (torch.float32, torch.float64) else torch.float32
 
@@ -56,7 +56,7 @@ def _linear(
     _check(x, values, turned_pointer, rows)
     y = x.new_empty(*x.shape[:-1], rows)
     found = native() if x.device.type == "cpu" and x.dtype in KINDS else None
-    dtype = _compute_dtype(x)
+    dtype = compute_dtype(x)
     if found is None:
         return _linear_torch(x, values.to(dtype), bias, pointer, column, rows)
     batch, columns = y.numel() // rows if rows else 0, x.shape[-1]
@@ -65,7 +65,7 @@ def _linear(
     if y.numel():
         sizes = (batch, rows, columns, blocks(columns))
         kernel = found.function("linear_forward")
-        call(kernel, KINDS[x.dtype], torch.get_num_threads(), *sizes, pointer, column, values, bias, x, y)
+        call(kernel, (KINDS[x.dtype], torch.get_num_threads(), *sizes), (pointer, column, values, bias, x, y))
     return y
 
 
@@ -82,7 +82,7 @@ def _linear_backward(
     to_values: bool,
     to_bias: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    rows, columns, dtype = grad.shape[-1], x.shape[-1], _compute_dtype(x)
+    rows, columns, dtype = grad.shape[-1], x.shape[-1], compute_dtype(x)
     found = native() if x.device.type == "cpu" and x.dtype in KINDS else None
     grad, own = grad.to(x.dtype), values.to(dtype).contiguous()
     if found is None:
@@ -99,7 +99,7 @@ def _linear_backward(
     wanted = (gx if to_x else None, gvalues if to_values else None, gbias if to_bias else None)
     inputs = (own, x.contiguous(), grad.contiguous())
     kernel = found.function("linear_backward")
-    call(kernel, KINDS[x.dtype], torch.get_num_threads(), *sizes, *index, *inputs, *wanted)
+    call(kernel, (KINDS[x.dtype], torch.get_num_threads(), *sizes), (*index, *inputs, *wanted))
     return gx, gvalues.to(values.dtype), gbias
 
 
@@ -168,16 +168,63 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     ctx.bias_dtype = None if bias is None else bias.dtype
 
 
-def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+def _derive(
+    backward: Callable[..., tuple[Tensor, Tensor, Tensor]], ctx: Any, grad: Tensor
+) -> tuple[Tensor | None, ...]:
     wanted = list(ctx.needs_input_grad[:3])
     x, values, *index = ctx.saved_tensors
-    gx, gvalues, gbias = torch.ops.lightning_sparse.linear_backward(grad, x, values, *index, *wanted)
+    gx, gvalues, gbias = backward(grad, x, values, *index, *wanted)
     gbias = gbias if ctx.bias_dtype is None else gbias.to(ctx.bias_dtype)
     found = (g if w else None for g, w in zip((gx, gvalues, gbias), wanted, strict=True))
     return (*found, None, None, None, None, None)
 
 
-def _twice(ctx: Any, *grads: Tensor) -> None:
+def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    return _derive(torch.ops.lightning_sparse.linear_backward, ctx, grad)
+
+
+class _Eager(torch.autograd.Function):
+    """The same without the dispatcher, which takes longer than a small layer."""
+
+    @staticmethod
+    def forward(ctx: Any, *inputs: Any) -> Tensor:
+        _setup(ctx, inputs, inputs[0])
+        return _linear(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        twice = torch.is_grad_enabled()  # a graph of the gradient: the operator says that there is none
+        return _derive(torch.ops.lightning_sparse.linear_backward if twice else _linear_backward, ctx, grad)
+
+
+def plain(x: Tensor) -> bool:
+    """Whether nobody watches: no compiler, tracer, mode or transform that would have to see the operator."""
+    return not (
+        torch.compiler.is_compiling()
+        or type(x) not in (Tensor, torch.nn.Parameter)
+        or torch._C._len_torch_dispatch_stack()
+        or torch._C._get_tracing_state() is not None
+        or torch._C._functorch.peek_interpreter_stack() is not None
+    )
+
+
+def linear(x: Tensor, values: Tensor, bias: Tensor | None, index: tuple[Tensor, ...]) -> Tensor:
+    """``x W^T + b`` for a weight by its live entries.
+
+    Args:
+        x: ``(..., inputs)``, floating point.
+        values: the live entries, in the order of the flat weight.
+        bias: ``(outputs,)`` or None.
+        index: the five tensors of a :class:`~lightning_sparse.compute.topology.Topology`.
+    """
+    if not plain(x):
+        return cast(Tensor, torch.ops.lightning_sparse.linear(x, values, bias, *index))
+    if not torch.is_grad_enabled():
+        return _linear(x, values, bias, *index)
+    return cast(Tensor, _Eager.apply(x, values, bias, *index))
+
+
+def refuse_twice(ctx: Any, *grads: Tensor) -> None:
     raise NotImplementedError("a gradient of a sparse layer's gradient: use compute='dense' for that")
 
 
@@ -189,15 +236,15 @@ def _fake_linear_backward(
     grad: Tensor, x: Tensor, values: Tensor, pointer: Tensor, column: Tensor, turned_pointer: Tensor,
     turned_row: Tensor, order: Tensor, to_x: bool, to_values: bool, to_bias: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    gbias = values.new_empty(grad.shape[-1] if to_bias else 0, dtype=_compute_dtype(x))
+    gbias = values.new_empty(grad.shape[-1] if to_bias else 0, dtype=compute_dtype(x))
     return x.new_empty(x.shape if to_x else 0), values.new_empty(values.shape if to_values else 0), gbias
 
 
-_implement: Callable[[str, Callable[..., Any], str], None] = _LIBRARY.impl
+_implement: Callable[[str, Callable[..., Any], str], None] = LIBRARY.impl
 for _key in ("CPU", "CompositeExplicitAutograd"):
     _implement("linear", _linear, _key)
     _implement("linear_backward", _linear_backward, _key)
-torch.library.register_fake("lightning_sparse::linear", _fake_linear, lib=_LIBRARY)
-torch.library.register_fake("lightning_sparse::linear_backward", _fake_linear_backward, lib=_LIBRARY)
-torch.library.register_autograd("lightning_sparse::linear", _backward, setup_context=_setup, lib=_LIBRARY)
-torch.library.register_autograd("lightning_sparse::linear_backward", _twice, lib=_LIBRARY)
+torch.library.register_fake("lightning_sparse::linear", _fake_linear, lib=LIBRARY)
+torch.library.register_fake("lightning_sparse::linear_backward", _fake_linear_backward, lib=LIBRARY)
+torch.library.register_autograd("lightning_sparse::linear", _backward, setup_context=_setup, lib=LIBRARY)
+torch.library.register_autograd("lightning_sparse::linear_backward", refuse_twice, lib=LIBRARY)

@@ -9,7 +9,7 @@ BLOCK = 2048  # columns whose part of a panel of samples stays in the cache; as 
 
 
 def blocks(columns: int) -> int:
-    """How many blocks a row of that many columns has.
+    """How many blocks a row of a linear layer with that many columns has.
 
     Example:
         >>> blocks(2048), blocks(2049)
@@ -60,22 +60,52 @@ def topology(mask: Tensor) -> Topology:
     )
 
 
-def positions(pointer: Tensor, column: Tensor, columns: int) -> Tensor:
+def conv_topology(mask: Tensor) -> Topology:
+    """The topology of a convolution's weight ``(outputs, inputs, *kernel)``.
+
+    By rows it is the matrix ``(outputs, inputs * taps)``; turned, ``(inputs, outputs * taps)``: its gradient's view. No
+    blocks: the kernels of convolutions have tiles of their own.
+
+    Example:
+        >>> t = conv_topology(torch.tensor([[[[True]], [[True]]], [[[True]], [[False]]]]))
+        >>> t.pointer.tolist(), t.column.tolist()
+        ([0, 2, 3], [0, 1, 0])
+        >>> t.turned_pointer.tolist(), t.turned_row.tolist(), t.order.tolist()
+        ([0, 2, 3], [0, 1, 0], [0, 2, 1])
+    """
+    matrix, turned = mask.flatten(1), mask.transpose(0, 1).flatten(1)
+    row, column = matrix.nonzero(as_tuple=True)
+    turned_row, turned_column = turned.nonzero(as_tuple=True)
+    rank = torch.zeros(mask.shape, dtype=torch.int32, device=mask.device)
+    rank[mask] = torch.arange(len(column), dtype=torch.int32, device=mask.device)
+    return Topology(
+        pointer=_pointer(row, column, len(matrix), 1),
+        column=column.int(),
+        turned_pointer=_pointer(turned_row, turned_column, len(turned), 1),
+        turned_row=turned_column.int(),
+        order=rank.transpose(0, 1).flatten(1)[turned],
+    )
+
+
+def positions(pointer: Tensor, column: Tensor, rows: int, columns: int) -> Tensor:
     """int64 indices of the live entries in the flat matrix, ascending.
 
     Example:
         >>> t = topology(torch.tensor([[True, False, True], [False, False, True]]))
-        >>> positions(t.pointer, t.column, 3).tolist()
+        >>> positions(t.pointer, t.column, 2, 3).tolist()
         [0, 2, 5]
     """
     lengths = pointer.diff()
-    row = torch.arange(len(lengths), device=pointer.device) // blocks(columns)
+    row = torch.arange(len(lengths), device=pointer.device)
+    if len(lengths) != rows:  # several blocks each
+        row //= blocks(columns)
     return torch.repeat_interleave(row, lengths.long(), output_size=len(column)) * columns + column
 
 
 def _pointer(major: Tensor, minor: Tensor, size: int, other: int) -> Tensor:
     n = blocks(other)
-    counts = torch.bincount(major * n + minor // BLOCK, minlength=size * n)
+    block = minor // BLOCK if n > 1 else 0
+    counts = torch.bincount(major * n + block, minlength=size * n)
     pointer = torch.zeros(size * n + 1, dtype=torch.int32, device=major.device)
     torch.cumsum(counts, 0, out=pointer[1:])
     return pointer

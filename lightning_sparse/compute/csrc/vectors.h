@@ -110,9 +110,9 @@ template <class IO, class T>
 void pack(const IO* x, size_t stride, int rows, int j0, int j1, T* panel, int P) {
   for (int j = j0; j < j1; j += 16) {
     int width = j1 - j < 16 ? j1 - j : 16, b = 0;
-    if (width == 16)
+    if (width % 4 == 0)
       for (; b + 4 <= rows; b += 4)
-        for (int c = 0; c < 16; c += 4) {
+        for (int c = 0; c < width; c += 4) {
           Vector<T, 4> r[4];
           for (int i = 0; i < 4; i++) r[i] = load4<IO, T>(x + (b + i) * stride + j + c);
           transpose4<T>(r);
@@ -128,9 +128,9 @@ template <class IO, class T>
 void unpack(const T* panel, int P, int count, const T* bias, IO* y, size_t stride, int rows) {
   for (int i = 0; i < count; i += 16) {
     int width = count - i < 16 ? count - i : 16, b = 0;
-    if (width == 16)
+    if (width % 4 == 0)
       for (; b + 4 <= rows; b += 4)
-        for (int c = 0; c < 16; c += 4) {
+        for (int c = 0; c < width; c += 4) {
           Vector<T, 4> r[4];
           for (int k = 0; k < 4; k++) {
             r[k] = *reinterpret_cast<const Vector<T, 4>*>(panel + size_t(i + c + k) * P + b);
