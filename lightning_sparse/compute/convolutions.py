@@ -164,7 +164,9 @@ def conv2d(
         values: the live entries, in the order of the flat weight.
         bias: ``(outputs,)`` or None.
         index: of :func:`~lightning_sparse.compute.topology.conv_topology`.
-        kernel: rows and columns; so stride, and padding with zeros.
+        kernel: rows and columns.
+        stride: of rows and columns.
+        padding: with zeros, of rows and columns.
     """
     if not plain(x):
         return cast(

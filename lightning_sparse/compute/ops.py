@@ -225,6 +225,7 @@ def linear(x: Tensor, values: Tensor, bias: Tensor | None, index: tuple[Tensor, 
 
 
 def refuse_twice(ctx: Any, *grads: Tensor) -> None:
+    """The derivative of a gradient: there is none."""
     raise NotImplementedError("a gradient of a sparse layer's gradient: use compute='dense' for that")
 
 

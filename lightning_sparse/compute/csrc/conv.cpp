@@ -135,6 +135,11 @@ struct Conv {
   int taps() const { return h.kernel * w.kernel; }
 };
 
+template <class T>
+INLINE void zero(T* from, T* to) {
+  for (; from < to; from++) *from = T(0);
+}
+
 // Samples [first, first + P) of NCHW images into padded planes; what is not there is zero
 template <class IO, class T>
 void pack_planes(const IO* x, int planes, int height, int width, int first, int batch, int top, int left, int rows, int columns,
@@ -146,12 +151,15 @@ void pack_planes(const IO* x, int planes, int height, int width, int first, int 
 #endif
   for (int c = 0; c < planes; c++) {
     T* plane = to + size_t(c) * rows * columns * P;
-    std::memset(static_cast<void*>(plane), 0, sizeof(T) * rows * columns * P);
-    for (int i = 0; i < height && top + i < rows; i++) {
-      const IO* from = x + first * image + (size_t(c) * height + i) * width;
-      int end = width < columns - left ? width : columns - left;
-      pack(from, image, samples, 0, end, plane + (size_t(top + i) * columns + left) * P, P);
+    int wide = width < columns - left ? width : columns - left, high = height < rows - top ? height : rows - top;
+    zero(plane, plane + size_t(top) * columns * P);
+    for (int i = top; i < top + high; i++) {
+      T* row = plane + size_t(i) * columns * P;
+      zero(row, row + left * P);
+      pack(x + first * image + (size_t(c) * height + i - top) * width, image, samples, 0, wide, row + left * P, P);
+      zero(row + size_t(left + wide) * P, row + size_t(columns) * P);
     }
+    zero(plane + size_t(top + high) * columns * P, plane + size_t(rows) * columns * P);
   }
 }
 
