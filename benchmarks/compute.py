@@ -1,7 +1,8 @@
 """How fast layers are that compute only non-zeros, beside dense layers and other sparse ones.
 
-    python benchmarks/compute.py [train] [inference] [conv] [roofline]      peers by: pip install sparselab sparseprop onnx onnxruntime
+    python benchmarks/compute.py [train] [inference] [conv] [roofline]
 
+Peers: pip install sparselab sparseprop scipy onnx onnxruntime (each is left out where it is not there).
 All in one process on one thread, in turns; the median of CPU times. Lines go to results/compute.jsonl.
 """
 
@@ -9,6 +10,7 @@ import json
 import sys
 import time
 from collections.abc import Callable, Mapping
+from itertools import pairwise
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -17,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from record import versions
 from torch import Tensor, nn
+from wide import sparse, stubbed, wide_resnet
 
 from lightning_sparse.compute import SparseLinear
 from lightning_sparse.compute.native import native, using
@@ -126,7 +129,7 @@ def trainer(model: nn.Module, x: Tensor, target: Tensor, bf16: bool = False) -> 
 
 def masked_mlp(sizes: tuple[int, ...], density: float) -> list[nn.Linear]:
     """Layers with random non-zeros."""
-    layers = [nn.Linear(a, b) for a, b in zip(sizes, sizes[1:], strict=False)]
+    layers = [nn.Linear(a, b) for a, b in pairwise(sizes)]
     with torch.no_grad():
         for layer in layers:
             layer.weight.mul_(torch.rand_like(layer.weight) < density)
@@ -203,7 +206,7 @@ def inference() -> None:
             try:
                 for name, int8 in (("ONNX Runtime", False), ("ONNX Runtime int8", True)):
                     session = onnx_session(layer.weight.detach(), int8)
-                    steps[name] = lambda s=session, x=x.numpy(): s.run(None, {"x": x})
+                    steps[name] = lambda s=session, x=x: s.run(None, {"x": x.numpy()})
             except ImportError:
                 print("onnxruntime is not installed")
             with torch.no_grad():
@@ -211,11 +214,45 @@ def inference() -> None:
             keep("inference", {"model": "1024-4096", "batch": batch, "density": density}, times, list(times)[-2])
 
 
+def conv() -> None:
+    """Training steps of a wide residual network, and the ceiling that leaves what is no 3x3 convolution."""
+    x, target = torch.randn(32, 3, 32, 32), torch.randn(32, 10)
+    for density in (0.1, 0.05, 0.02):
+        dense = wide_resnet(density)
+        last = wide_resnet(density).to(memory_format=torch.channels_last)
+        steps = {
+            "dense": trainer(dense, x, target),
+            "dense channels_last": trainer(last, x.contiguous(memory_format=torch.channels_last), target),
+            "ours": trainer(sparse(dense, "ours"), x, target),
+            "without 3x3": trainer(stubbed(dense), x, target),
+        }
+        try:
+            steps["sparseprop"] = trainer(sparse(dense, "sparseprop"), x, target)
+        except ImportError:
+            print("sparseprop is not installed")
+        keep("conv", {"model": "WRN-16-4", "batch": 32, "density": density}, timed(steps, 3), "dense channels_last")
+
+
+def roofline() -> None:
+    """What this machine gives at most, and what share of it the linear kernels reach."""
+    a, b = torch.randn(512, 512), torch.randn(512, 512)
+    vector = torch.randn(1 << 25)
+    other = torch.empty_like(vector)
+    (layer,) = masked_mlp((1024, 4096), 0.05)
+    ours, x = SparseLinear.from_dense(layer), torch.randn(128, 1024)
+    with torch.no_grad():
+        times = timed({"product": lambda: a @ b, "copy": lambda: other.copy_(vector), "ours": lambda: ours(x)})
+    flops = {"product": 2 * 512**3, "ours": 2 * 128 * ours.live}
+    for name, count in flops.items():
+        print(f"{name}: {count / times[name] / 1e6:.1f} GFLOP/s")
+    print(f"copy: {2 * 4 * (1 << 25) / times['copy'] / 1e6:.1f} GB/s")
+
+
 def main() -> None:
     """What the command line names, or all."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    parts = {"train": train, "inference": inference}
+    parts = {"train": train, "inference": inference, "conv": conv, "roofline": roofline}
     for name in sys.argv[1:] or parts:
         parts[name]()
 

@@ -1,7 +1,8 @@
 """Layers that hold and compute only non-zeros, and the kernels under them."""
 
 from lightning_sparse.compute.conv import SparseConv2d
+from lightning_sparse.compute.embedding import SparseEmbedding
 from lightning_sparse.compute.layer import SparseLayer, followed
 from lightning_sparse.compute.linear import SparseLinear
 
-__all__ = ["SparseConv2d", "SparseLayer", "SparseLinear", "followed"]
+__all__ = ["SparseConv2d", "SparseEmbedding", "SparseLayer", "SparseLinear", "followed"]

@@ -33,7 +33,7 @@ class SparseLayer(nn.Module):
     turned_row: Tensor
     order: Tensor
 
-    def __init__(self, weight: Tensor, mask: Tensor, bias: nn.Parameter | None) -> None:
+    def __init__(self, weight: Tensor, mask: Tensor, bias: Tensor | None) -> None:
         super().__init__()
         if mask.shape != weight.shape or mask.dtype != torch.bool:
             raise ValueError(

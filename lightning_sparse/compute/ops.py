@@ -221,7 +221,7 @@ def linear(x: Tensor, values: Tensor, bias: Tensor | None, index: tuple[Tensor, 
         return cast(Tensor, torch.ops.lightning_sparse.linear(x, values, bias, *index))
     if not torch.is_grad_enabled():
         return _linear(x, values, bias, *index)
-    return cast(Tensor, _Eager.apply(x, values, bias, *index))
+    return cast(Tensor, _Eager.apply(x, values, bias, *index))  # type: ignore[no-untyped-call]
 
 
 def refuse_twice(ctx: Any, *grads: Tensor) -> None:
