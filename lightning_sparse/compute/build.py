@@ -106,17 +106,22 @@ def _build(work: Path, command: Sequence[str]) -> Path:
 
 
 def _run_all(jobs: Sequence[Sequence[str]]) -> None:
-    """Commands at the same time."""
-    running = [(job, _start(job)) for job in jobs]
-    for job, process in running:
-        try:
-            output, _ = process.communicate(timeout=SECONDS)
-        except subprocess.TimeoutExpired as error:
-            for _, other in running:
-                other.kill()
-            raise BuildError(f"{job[0]} took longer than {SECONDS} seconds") from error
-        if process.returncode:
-            raise BuildError(f"{job[0]} failed:\n{output[-2000:]}")
+    """Commands at the same time; all have ended when it returns or raises."""
+    running = [(job[0], _start(job)) for job in jobs]
+    problems = [why for name, process in running if (why := _ended(name, process))]
+    if problems:
+        raise BuildError(problems[0])
+
+
+def _ended(name: str, process: "subprocess.Popen[str]") -> str:
+    """Wait for a command; why it failed, or nothing."""
+    try:
+        output, _ = process.communicate(timeout=SECONDS)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.communicate()
+        return f"{name} took longer than {SECONDS} seconds"
+    return f"{name} failed:\n{output[-2000:]}" if process.returncode else ""
 
 
 def _start(job: Sequence[str]) -> "subprocess.Popen[str]":

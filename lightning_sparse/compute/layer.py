@@ -52,7 +52,8 @@ class SparseLayer(nn.Module):
     @property
     def index(self) -> tuple[Tensor, ...]:
         """The buffers, as the operators take them."""
-        return tuple(cast(Tensor, getattr(self, name)) for name in INDEX)
+        buffers = self._buffers  # attributes of a module take longer than a small layer
+        return tuple(cast(Tensor, buffers[name]) for name in INDEX)
 
     @property
     def live(self) -> int:
