@@ -1,5 +1,7 @@
 """An embedding that holds only its non-zeros."""
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor, nn
 
@@ -18,6 +20,8 @@ class SparseEmbedding(SparseLayer):
         >>> torch.equal(layer(torch.tensor([[4, 0]])), (dense.weight * mask)[[4, 0]][None])
         True
     """
+
+    common: ClassVar[bool] = False
 
     @classmethod
     def from_dense(cls, module: nn.Embedding, mask: Tensor | None = None) -> "SparseEmbedding":

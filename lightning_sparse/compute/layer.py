@@ -7,11 +7,12 @@ import torch
 from torch import Tensor, nn
 
 from lightning_sparse.compute.topology import Topology, positions, topology
+from lightning_sparse.core.compact import Compact, followed
 
 INDEX = ("pointer", "column", "turned_pointer", "turned_row", "order")
 
 
-class SparseLayer(nn.Module):
+class SparseLayer(Compact):
     """A weight by its live entries: ``values``, in the order of the flat dense weight, and buffers that say where.
 
     ``values`` is an ordinary Parameter, so any optimizer takes it. ``state_dict`` holds ``weight`` in the dense shape,
@@ -43,8 +44,6 @@ class SparseLayer(nn.Module):
         mask = mask.to(weight.device)
         self.values = nn.Parameter(weight.detach()[mask].clone(), requires_grad=weight.requires_grad)
         self.bias = bias
-        self.capture = False
-        self.dense_grad: Tensor | None = None
         found = self._topology(mask)
         for name in INDEX:
             self.register_buffer(name, getattr(found, name), persistent=False)
@@ -67,17 +66,27 @@ class SparseLayer(nn.Module):
     @property
     def mask(self) -> Tensor:
         """The live entries as a bool tensor of the dense shape; a new one each time."""
-        return self._scattered(torch.ones_like(self.values, dtype=torch.bool))
+        return self.spread(torch.ones_like(self.values, dtype=torch.bool))
+
+    @property
+    def weight(self) -> Tensor:
+        """The dense weight, for code that reads it: differentiable, made anew each time, and nothing to write into."""
+        weight = self.dense_weight()
+        if self.capture and weight.requires_grad:
+            self._forget_stale()
+            weight.register_hook(lambda grad: self._collect(grad.detach()))  # type: ignore[no-untyped-call]
+        return weight
 
     def dense_weight(self) -> Tensor:
         """The weight in its dense shape; differentiable."""
-        return self._scattered(self.values)
+        return self.spread(self.values)
 
     def of_values(self, dense: Tensor) -> Tensor:
         """The numbers of a dense tensor at the live places: what goes with ``values``."""
         return dense.reshape(-1)[self.positions()]
 
-    def _scattered(self, values: Tensor) -> Tensor:
+    def spread(self, values: Tensor) -> Tensor:
+        """A dense tensor with these numbers at the live places, and zeros; differentiable."""
         flat = torch.zeros(self.shape.numel(), dtype=values.dtype, device=values.device)
         return flat.index_copy(0, self.positions(), values).view(self.shape)
 
@@ -121,8 +130,11 @@ class SparseLayer(nn.Module):
         """Read a dense weight.
 
         Where all its non-zeros are at live places, these stay. Otherwise its non-zeros are the live places, filled up
-        to the former count with places that were live, lowest index first.
+        to the former count with places that were live, lowest index first. A layer that is ``bound`` keeps its places.
         """
+        if self.bound:
+            self.values.copy_(self.of_values(weight.to(self.values.device)))
+            return
         nonzero = weight.to(self.values.device) != 0
         mask = self.mask
         if bool((nonzero & ~mask).any()):
@@ -136,7 +148,7 @@ class SparseLayer(nn.Module):
         super()._save_to_state_dict(destination, prefix, keep_vars)
         values = destination.pop(f"{prefix}values")
         bias = destination.pop(f"{prefix}bias", None)
-        destination[f"{prefix}weight"] = self._scattered(values)
+        destination[f"{prefix}weight"] = self.spread(values)
         if bias is not None:
             destination[f"{prefix}bias"] = bias
 
@@ -169,35 +181,21 @@ class SparseLayer(nn.Module):
 
     def _watched(self, y: Tensor, x: Tensor) -> Tensor:
         """The output, whose gradient will also give the dense gradient of the weight while ``capture`` is set."""
-        if self.capture and y.requires_grad:
+        if self.capture and y.requires_grad and self.values.requires_grad:
             kept = x.detach()
-
-            def collect(grad: Tensor) -> None:
-                found = self._dense_gradient(grad.detach(), kept)
-                self.dense_grad = found if self.dense_grad is None else self.dense_grad + found
-
-            y.register_hook(collect)  # type: ignore[no-untyped-call]
+            self._forget_stale()
+            y.register_hook(lambda grad: self._collect(self._dense_gradient(grad.detach(), kept)))  # type: ignore[no-untyped-call]
         return y
+
+    def _forget_stale(self) -> None:
+        if self.values.grad is None:  # gradients were zeroed, and no step was taken with them
+            self.dense_grad = None
+
+    def _collect(self, found: Tensor) -> None:
+        self.dense_grad = found if self.dense_grad is None else self.dense_grad + found
 
     def _dense_gradient(self, grad: Tensor, x: Tensor) -> Tensor:
         raise NotImplementedError
-
-
-@torch.no_grad()
-def followed(state: Tensor, source: Tensor) -> Tensor:
-    """What goes with values after a move: of those that stayed, zero for new ones.
-
-    Args:
-        state: one number for each former value: a gradient, a momentum.
-        source: from :meth:`SparseLayer.move`.
-
-    Example:
-        >>> followed(torch.tensor([1.0, 2.0]), torch.tensor([1, -1, 0])).tolist()
-        [2.0, 0.0, 1.0]
-    """
-    if not len(state):
-        return state.new_zeros(len(source))
-    return torch.where(source < 0, state.new_zeros(()), state[source.clamp_min(0)])
 
 
 def _put(tensor: Tensor, content: Tensor) -> None:
