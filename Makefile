@@ -66,17 +66,21 @@ modules:
 	timeout 1800 .venv-modules/bin/pip install --quiet $(PINNED) --build-constraint constraints-modules.txt -e . --group modules
 	timeout 600 .venv-modules/bin/python -m pytest -m modules tests/modules
 
-# The kernels against plain loops under sanitizers, on each path that this machine has; AVX-512 is at least compiled.
-SANITIZE := -std=c++17 -g -O1 -fopenmp -Wall -Wextra -Wno-psabi -fsanitize=address,undefined -fno-sanitize-recover=undefined
+# The kernels against plain loops under sanitizers, on each path that this machine has. AVX-512 is at least compiled, and
+# its source, with vectors of its width, runs on what there is.
+SANITIZE := -std=c++17 -g -O1 -fopenmp -Wall -Wextra -Werror -Wno-psabi -fsanitize=address,undefined -fno-sanitize-recover=undefined
 CSRC := lightning_sparse/compute/csrc
 KERNELS := .kernels
+TRY = $(CXX) $(SANITIZE) $(1) $(CSRC)/selftest.cpp -o $(KERNELS)/$(2)
+AVX512 := -DISA=avx512 -DLANES=16
+kernels: export OMP_WAIT_POLICY := passive
 kernels:
 	mkdir -p $(KERNELS)
-	$(CXX) $(SANITIZE) -DISA=portable -DLANES=4 $(CSRC)/selftest.cpp -o $(KERNELS)/portable && $(KERNELS)/portable
-	if grep -qw avx2 /proc/cpuinfo; then $(CXX) $(SANITIZE) -DISA=avx2 -DLANES=8 -mavx2 -mfma $(CSRC)/selftest.cpp \
-		-o $(KERNELS)/avx2 && $(KERNELS)/avx2; fi
-	if test "$$(uname -m)" = x86_64; then $(CXX) $(SANITIZE) -DISA=avx512 -DLANES=16 -mavx512f -mavx512bw -mavx512vl \
-		-mavx512dq -mfma $(CSRC)/selftest.cpp -o $(KERNELS)/avx512; fi
+	$(call TRY,-DISA=portable -DLANES=4,portable) && $(KERNELS)/portable
+	$(call TRY,$(AVX512),wide) && $(KERNELS)/wide
+	if grep -qw avx2 /proc/cpuinfo; then $(call TRY,-DISA=avx2 -DLANES=8 -mavx2 -mfma,avx2) && $(KERNELS)/avx2; fi
+	if test "$$(uname -m)" = x86_64; then \
+		$(call TRY,$(AVX512) -mavx512f -mavx512bw -mavx512vl -mavx512dq -mfma,avx512); fi
 	if grep -qw avx512vl /proc/cpuinfo; then $(KERNELS)/avx512; fi
 
 clean:

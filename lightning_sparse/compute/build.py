@@ -1,14 +1,15 @@
-"""The kernels are compiled on first use, once for a machine, by the C++ compiler that is there: some five seconds."""
+"""The kernels are compiled on first use, once for a machine, by the C++ compiler that is there: some ten seconds."""
 
 import hashlib
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import torch
@@ -31,16 +32,6 @@ class BuildError(RuntimeError):
     """Why there are no compiled kernels; the message says what to do about it."""
 
 
-def best() -> str:
-    """The widest instruction set of this processor that there are kernels for, as torch sees it.
-
-    Example:
-        >>> best() in PATHS
-        True
-    """
-    return {"AVX512": "avx512", "AVX2": "avx2"}.get(torch.backends.cpu.get_cpu_capability(), "portable")
-
-
 def library(isa: str) -> Path:
     """The file of the compiled kernels for an instruction set, compiled now if it is not there yet.
 
@@ -53,10 +44,21 @@ def library(isa: str) -> Path:
     compiler = find_compiler()
     found = cache() / f"kernels-{isa}-{_fingerprint(compiler)}.so"
     if not found.exists():
-        with _locked(found.with_suffix(".lock")):
+        with locked(found.with_suffix(".lock")):
             if not found.exists():  # another process may have been faster
                 compile_to(found, compiler, isa)
     return found
+
+
+def levels() -> tuple[str, ...]:
+    """The instruction sets of this processor that there are kernels for, the widest first.
+
+    Example:
+        >>> levels()[-1]
+        'portable'
+    """
+    widest = {"AVX512": 2, "AVX2": 1}.get(torch.backends.cpu.get_cpu_capability(), 0)
+    return tuple(PATHS)[widest::-1]
 
 
 def cache() -> Path:
@@ -71,30 +73,40 @@ def cache() -> Path:
     return directory
 
 
-def find_compiler() -> str:
-    """``$CXX``, else the first of g++, clang++ and c++.
+def find_compiler() -> list[str]:
+    """The words of ``$CXX``, else the first of g++, clang++ and c++.
 
     Raises:
         BuildError: if there is none.
     """
-    for name in (os.environ.get("CXX"), "g++", "clang++", "c++"):
-        if name and (found := shutil.which(name)):
-            return found
+    for name in (os.environ.get("CXX", ""), "g++", "clang++", "c++"):
+        words = shlex.split(name)  # "ccache g++"
+        if words and (found := shutil.which(words[0])):
+            return [found, *words[1:]]
     raise BuildError("no C++ compiler was found; install g++ or clang++, or set CXX to one")
 
 
-def compile_to(target: Path, compiler: str, isa: str) -> None:
+def compile_to(target: Path, compiler: Sequence[str], isa: str) -> None:
     """Compile and link the kernels of one instruction set; the file appears complete or not at all.
 
     Raises:
-        BuildError: with the compiler's message.
+        BuildError: with the compiler's message, or if the folder cannot be written to.
     """
-    with tempfile.TemporaryDirectory(dir=target.parent) as work:
-        try:
-            result = _build(Path(work), [compiler, *FLAGS, "-fopenmp", *PATHS[isa]])
-        except BuildError:  # without OpenMP: one thread
-            result = _build(Path(work), [compiler, *FLAGS, *PATHS[isa]])
-        os.replace(result, target)
+    prefix = f"{target.stem}-build-"
+    for left in target.parent.glob(f"{prefix}*"):  # by a process that was killed: whoever builds holds the lock
+        shutil.rmtree(left, ignore_errors=True)
+    try:
+        with tempfile.TemporaryDirectory(dir=target.parent, prefix=prefix) as work:
+            try:
+                result = _build(Path(work), [*compiler, *FLAGS, "-fopenmp", *PATHS[isa]])
+            except BuildError:  # without OpenMP: one thread
+                result = _build(Path(work), [*compiler, *FLAGS, *PATHS[isa]])
+            os.replace(result, target)
+    except OSError as error:
+        raise BuildError(
+            f"kernels cannot be written to {target.parent} ({error}); set LIGHTNING_SPARSE_CACHE to a folder where "
+            "they can"
+        ) from error
 
 
 def _build(work: Path, command: Sequence[str]) -> Path:
@@ -131,22 +143,29 @@ def _start(job: Sequence[str]) -> "subprocess.Popen[str]":
         raise BuildError(f"{job[0]} cannot be run: {error}") from error
 
 
-def _fingerprint(compiler: str) -> str:
+def _fingerprint(compiler: Sequence[str]) -> str:
     digest = hashlib.sha256()
     for file in sorted(SOURCES.iterdir()):
         digest.update(file.name.encode() + b"\0" + file.read_bytes())
-    version = subprocess.run([compiler, "--version"], capture_output=True, text=True, timeout=60, check=False).stdout
-    digest.update(repr((FLAGS, PATHS, compiler, version, platform.machine(), sys.platform)).encode())
+    try:
+        asked = subprocess.run([*compiler, "--version"], capture_output=True, timeout=60, check=False)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise BuildError(f"{compiler[0]} cannot be run: {error}") from error
+    digest.update(repr((FLAGS, PATHS, compiler, asked.stdout, platform.machine(), sys.platform)).encode())
     return digest.hexdigest()[:16]
 
 
 @contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    try:
-        import fcntl
-    except ImportError:  # no such lock here: two processes may compile at once, and both put a whole file in place
-        yield
-        return
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+def locked(path: Path) -> Iterator[None]:
+    """Within the block no other process holds this lock.
+
+    Where there is no such lock, or none can be had, two may do the same work at once: both put whole files in place.
+    """
+    with ExitStack() as held:
+        try:
+            import fcntl
+
+            fcntl.flock(held.enter_context(path.open("w")), fcntl.LOCK_EX)
+        except (ImportError, OSError):
+            pass
         yield
