@@ -196,7 +196,7 @@ class MaskUpdater(Callback):
         """Forget what was staged for a step that a gradient scaler skipped; take in layers that were unfrozen."""
         if self.sparsifier:
             self._unfrozen.join(self, trainer, pl_module, self.sparsifier.steps)
-            self._computing.look(self, trainer, pl_module)
+            self._computing.look(self, trainer, pl_module, batch_idx)
             for engine in self.engines:
                 engine.discard()
                 engine.sample()

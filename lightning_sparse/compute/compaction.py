@@ -21,6 +21,9 @@ class Compaction:
         model: the model.
         averaged: whether processes average gradients.
 
+    Attributes:
+        model: the model.
+
     Example:
         >>> import torch
         >>> from lightning_sparse import RigL, Sparsifier
@@ -44,7 +47,7 @@ class Compaction:
     """
 
     def __init__(self, model: nn.Module, averaged: bool = False) -> None:
-        self._model, self._averaged = model, averaged
+        self.model, self._averaged = model, averaged
         self._held: dict[str, Replacement] = {}
         self._states: list[DenseStates] = []
 
@@ -57,7 +60,7 @@ class Compaction:
         """These hold live weights only from now on."""
         found = list(optimizers)
         for p in params:
-            self._held[p.name] = Replacement(p, self._model, found, self._averaged)
+            self._held[p.name] = Replacement(p, self.model, found, self._averaged)
         self._watch(found)
 
     def leave(self, optimizers: Iterable[Optimizer], names: Iterable[str] | None = None) -> None:

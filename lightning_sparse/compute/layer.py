@@ -197,6 +197,10 @@ class SparseLayer(Compact):
     def _dense_gradient(self, grad: Tensor, x: Tensor) -> Tensor:
         raise NotImplementedError
 
+    def to_dense(self) -> nn.Module:
+        """The dense module, with zeros; it shares the bias."""
+        raise NotImplementedError
+
 
 def _put(tensor: Tensor, content: Tensor) -> None:
     """Content into a tensor that stays the same object, of another size if need be."""

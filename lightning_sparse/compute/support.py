@@ -24,7 +24,7 @@ from lightning_sparse.compute.conv import SparseConv2d
 from lightning_sparse.compute.embedding import SparseEmbedding
 from lightning_sparse.compute.layer import SparseLayer
 from lightning_sparse.compute.linear import SparseLinear
-from lightning_sparse.core.param import SparseParam
+from lightning_sparse.core.select import Target
 from lightning_sparse.core.sharded import is_sharded
 
 FORMS: dict[type[nn.Module], type[SparseLayer]] = {
@@ -46,21 +46,26 @@ def form(module: nn.Module) -> type[SparseLayer] | None:
     return FORMS.get(type(module))
 
 
-def unsupported(p: SparseParam, owners: Sequence[nn.Module]) -> str:
-    """Why a sparse parameter has no form without zeros; empty where it has one.
+def unsupported(place: Target, owners: Sequence[nn.Module]) -> str:
+    """Why a weight has no form without zeros; empty where it has one.
 
     Args:
-        p: as it is, with zeros.
+        place: of the weight, with zeros.
         owners: the modules that hold it.
+
+    Example:
+        >>> conv = nn.Conv1d(2, 2, 1)
+        >>> unsupported(Target("weight", conv, "weight"), [conv])
+        'of a Conv1d'
     """
-    module, weight = p.place.module, p.place.weight
+    module, weight = place.module, place.weight
     if len(owners) > 1:
         return "shared by several modules"
     if form(module) is None:
         return f"of a {type(module).__name__}"
     if is_sharded(weight):
         return "shared by processes"
-    if type(weight) is not nn.Parameter or p.place.attribute != "weight" or p.latent is not None:
+    if type(weight) is not nn.Parameter or place.attribute != "weight":
         return "not a plain parameter"
     if weight.device.type != "cpu":
         return f"on the device {weight.device.type}"
@@ -71,7 +76,7 @@ def unsupported(p: SparseParam, owners: Sequence[nn.Module]) -> str:
 
 def _peculiar(module: nn.Module) -> str:
     state_hooks = ("_state_dict_hooks", "_state_dict_pre_hooks", "_load_state_dict_pre_hooks")
-    if set(module._parameters) > {"weight", "bias"} or module._buffers or module._modules:
+    if not set(module._parameters) <= {"weight", "bias"} or module._buffers or module._modules:
         return "in a module with other parameters"
     if "forward" in vars(module) or getattr(module, "_compiled_call_impl", None) is not None:
         return "in a module with a forward of its own"

@@ -52,7 +52,7 @@ class FlopCounter:
             (id(m), a): names[id(w)] for m in model.modules() for a, w in m._parameters.items() if w is not None
         }
         for target, _ in targets(model):
-            if isinstance(target.module, Compact):  # which knows the dense shape too
+            if isinstance(target.module, Compact) and target.attribute == "values":  # which knows the dense shape too
                 self._names[id(target.module), "weight"] = target.name
         self._handles = []
         for module in model.modules():

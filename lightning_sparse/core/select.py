@@ -34,7 +34,8 @@ class Target(NamedTuple):
     @property
     def shape(self) -> torch.Size:
         """Of the weight with its zeros."""
-        return self.module.shape if isinstance(self.module, Compact) else self.weight.shape
+        compact = isinstance(self.module, Compact) and self.attribute == "values"
+        return self.module.shape if compact else self.weight.shape  # type: ignore[return-value]
 
 
 def clean(name: str) -> str:
