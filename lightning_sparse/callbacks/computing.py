@@ -36,7 +36,7 @@ class Computing:
         """
         if updater.compute == "dense":
             return
-        self.stop(updater, trainer)
+        self.let_go(updater, trainer)
         self._known, self._choice = set(), None
         algorithm = updater.engines[0].algorithm
         refuse_compute(updater, trainer, pl_module, algorithm)
@@ -74,15 +74,21 @@ class Computing:
                 pass
 
     def stop(self, updater: "MaskUpdater", trainer: Any) -> None:
-        """The fit is over: engines let go of the optimizers, and the model is plain."""
-        for engine in updater.engines:
-            engine.detach()
+        """The fit is over: the model is plain."""
         if self._choice is not None:
             self._choice.close()
         if self._compaction is not None:
+            for engine in updater.engines:
+                engine.detach()
             self._compaction.leave(map(unwrap, trainer.optimizers))
             setattr(self._compaction.model, _IGNORED, self._ignored)
             self._compaction = None
+
+    def let_go(self, updater: "MaskUpdater", trainer: Any) -> None:
+        """The model is plain, and engines follow no optimizer."""
+        self.stop(updater, trainer)
+        for engine in updater.engines:
+            engine.detach()
 
     def _join(self, updater: "MaskUpdater", trainer: Any, pl_module: Any) -> None:
         """Parameters that were not looked at yet."""

@@ -105,10 +105,8 @@ class MaskUpdater(Callback):
         self._carried: dict[str, Any] = {}  # from the callback that this is a copy of
         self._updates = 0
         self._begun_anew = False  # whether monitors were reset
-        self._rates = LearningRate()
-        self._unfrozen = Unfrozen()
-        self._unstepped = Unstepped()
-        self._computing = Computing()
+        self._rates, self._unfrozen = LearningRate(), Unfrozen()
+        self._unstepped, self._computing = Unstepped(), Computing()
         self._failed = False
         self._file = FileCheck()
 
@@ -224,17 +222,21 @@ class MaskUpdater(Callback):
         for engine in self.engines:
             engine.rest()
 
+    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+        """What is done at the end of a fit, an export or a report, sees the plain model."""
+        self._computing.stop(self, trainer)
+
     def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Let go of the optimizers; masks stay, for a next fit."""
         if stage == "fit" and trainer.ckpt_path is not None:  # on_train_start takes it; not called if no step is left
             self._restore_rng(trainer, self._pending.get("rng"))
-        self._computing.stop(self, trainer)
+        self._computing.let_go(self, trainer)
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
         """Let go: ``teardown`` is not called after errors."""
         self._failed, self._pending = True, {}
         self._file.explain(trainer, exception)
-        self._computing.stop(self, trainer)
+        self._computing.let_go(self, trainer)
 
     def state_dict(self) -> dict[str, Any]:
         """Masks, counters, the algorithm's state and the random states."""

@@ -7,7 +7,7 @@ from helpers import DENSITY, loader, net, trainer, weights
 from lightning.pytorch import Callback
 from torch import nn
 
-from lightning_sparse import GMP, MEST, SET, GlobalMagnitude, GraNet, MaskUpdater, RigL, SRigL, Static
+from lightning_sparse import DSR, GMP, MEST, SET, GlobalMagnitude, GraNet, MaskUpdater, RigL, SRigL, Static
 from lightning_sparse.compute import SparseConv2d, SparseLinear
 
 ALGORITHMS = {
@@ -19,6 +19,7 @@ ALGORITHMS = {
     "mest": MEST(every=3, stop=1.0),
     "gmp": GMP(every=3),
     "global": GlobalMagnitude(rounds=3),
+    "dsr": DSR(every=3, stop=1.0),
     "granet": GraNet(every=3),
 }
 PATH = {"net.0.weight": SparseConv2d, "net.4.weight": SparseLinear, "net.6.weight": SparseLinear}
@@ -104,3 +105,13 @@ def test_a_second_fit_goes_on_as_dense_layers_do():
             trainer([updater, recorder], max_epochs=1, precision="64-true").fit(model, loader())
         ends.append((recorder, weights(model), {}))
     close(*ends)
+
+
+def test_what_is_done_when_training_has_ended_sees_the_plain_model():
+    class Look(Callback):
+        def on_fit_end(self, trainer, pl_module):
+            self.kinds = [type(pl_module.net[i]) for i in (0, 4, 6)]
+
+    look = Look()
+    trainer([look, MaskUpdater("rigl", DENSITY, compute="sparse")], max_epochs=1).fit(net(), loader())
+    assert look.kinds == [nn.Conv2d, nn.Linear, nn.Linear]

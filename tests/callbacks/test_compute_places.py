@@ -85,6 +85,60 @@ def test_code_that_takes_the_weight_itself_computes_and_grows_the_same():
     assert dense[0].moves >= 3
 
 
+class Keeping(Net):
+    """It keeps its losses, and with them the graphs of former steps."""
+
+    def training_step(self, batch, batch_idx):
+        self.losses = [*getattr(self, "losses", ())[-3:], super().training_step(batch, batch_idx)]
+        return self.losses[-1]
+
+
+def test_graphs_of_former_steps_that_are_kept_do_no_harm_when_counts_change():
+    close(*both(lambda: Keeping("adamw"), GMP(every=3)))
+
+
+class Thawing(Net):
+    """A layer is frozen at first."""
+
+    def on_train_start(self):
+        pass
+
+    def on_train_batch_start(self, batch, batch_idx):
+        if self.global_step == 6:
+            self.net[4].requires_grad_(True)
+
+
+def thawing():
+    model = Thawing("adamw")
+    model.net[4].requires_grad_(False)
+    return model
+
+
+def test_a_layer_that_is_unfrozen_joins_those_without_zeros():
+    kinds = []
+
+    class Look(Callback):
+        def on_train_batch_end(self, trainer, pl_module, *_):
+            kinds.append(type(pl_module.net[4]))
+
+    sparse, dense = both(thawing, callbacks=lambda: [Look()])
+    close(sparse, dense)
+    assert kinds[:24] == [nn.Linear] * 7 + [SparseLinear] * 17
+
+
+def test_two_callbacks_share_a_model():
+    ends = []
+    for compute in ("sparse", "dense"):
+        model = net("adamw")
+        first = MaskUpdater(RIGL, 0.5, include=["net.0"], compute=compute, name="a")
+        second = MaskUpdater(GMP(every=4), 0.2, include=["net.4", "net.6"], compute=compute, name="b")
+        recorders = [Recorder(first), Recorder(second)]
+        trainer([first, second, *recorders], max_epochs=2, precision="64-true").fit(model, loader())
+        ends.append(([each.masks for each in recorders], weights(model)))
+    assert ends[0][0] == ends[1][0]
+    torch.testing.assert_close(ends[0][1], ends[1][1], rtol=1e-9, atol=1e-12)
+
+
 class Words(Net):
     """A table of words, of which the first is padding, and a layer."""
 
