@@ -1,27 +1,29 @@
 """How fast layers are that compute only non-zeros, beside dense layers and other sparse ones.
 
-    python benchmarks/compute.py [train] [inference] [conv] [roofline]
+    python benchmarks/compute.py [train] [inference] [conv] [memory] [roofline]
 
 Peers: pip install sparselab sparseprop scipy onnx onnxruntime (each is left out where it is not there).
-All in one process on one thread, in turns; the median of CPU times. Lines go to results/compute.jsonl.
+All in one process on one thread, in turns; the median of CPU times. Lines go to results/compute.jsonl;
+compute_tables.py makes the tables and the plot of docs/kernels.md of them.
 """
 
 import json
+import platform
 import sys
 import time
 from collections.abc import Callable, Mapping
-from itertools import pairwise
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from layers import chain, linear_kinds, masked_mlp, onnx_conv, onnx_linear, thin
 from record import versions
 from torch import Tensor, nn
 from wide import sparse, stubbed, wide_resnet
 
-from lightning_sparse.compute import SparseLinear
+from lightning_sparse.compute import SparseConv2d, SparseLinear
 from lightning_sparse.compute.native import native, using
 
 RESULTS = Path(__file__).parent / "results" / "compute.jsonl"
@@ -47,70 +49,28 @@ def timed(steps: Mapping[str, Step], rounds: int = 9) -> dict[str, float]:
     return {name: median(times) for name, times in taken.items()}
 
 
+def write(row: Mapping[str, object]) -> None:
+    """One line into the file."""
+    with RESULTS.open("a") as file:
+        file.write(json.dumps(row) + "\n")
+
+
+def cpu() -> str:
+    """What the processor calls itself."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.partition(": ")[2] for line in lines if line.startswith("model name")), platform.machine())
+
+
 def keep(bench: str, setting: Mapping[str, object], times: Mapping[str, float], reference: str) -> None:
     """One line a method into the file, and on the screen: how many times as fast as the reference."""
     isa = getattr(native(), "isa", "torch")
     for name, ms in times.items():
-        row = {"bench": bench, **setting, "method": name, "ms": round(ms, 4), "isa": isa, **versions()}
-        with RESULTS.open("a") as file:
-            file.write(json.dumps(row) + "\n")
+        write({"bench": bench, **setting, "method": name, "ms": round(ms, 4), "isa": isa, "cpu": cpu(), **versions()})
     shown = "  ".join(f"{name} {ms:.2f}ms {times[reference] / ms:.2f}x" for name, ms in times.items())
     print(bench, *setting.values(), "|", shown, flush=True)
-
-
-class OneDNN(torch.autograd.Function):
-    """The three products of a linear layer by oneDNN."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        ctx.save_for_backward(x, weight)
-        return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor, Tensor]:
-        x, weight = ctx.saved_tensors
-        product = torch.ops.mkldnn._linear_pointwise
-        gx = product(grad, weight.t(), None, "none", [], "") if ctx.needs_input_grad[0] else None
-        return gx, product(grad.t().contiguous(), x.t().contiguous(), None, "none", [], ""), grad.sum(0)
-
-
-class OneDNNLinear(nn.Linear):
-    """A dense layer by oneDNN."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return OneDNN.apply(x, self.weight, self.bias)
-
-
-def same(dense: nn.Linear, kind: type[nn.Linear]) -> nn.Linear:
-    """A layer of another class with the same weights."""
-    other = kind(dense.in_features, dense.out_features)
-    other.load_state_dict(dense.state_dict())
-    return other
-
-
-def linear_kinds() -> dict[str, Callable[[nn.Linear], nn.Module]]:
-    """What a masked dense layer becomes, by name; peers where they are installed."""
-    kinds: dict[str, Callable[[nn.Linear], nn.Module]] = {
-        "dense MKL": lambda m: same(m, nn.Linear),
-        "dense oneDNN": lambda m: same(m, OneDNNLinear),
-        "ours": SparseLinear.from_dense,
-        "torch operators": SparseLinear.from_dense,
-    }
-    try:
-        from sparselab.nn import SparseLinear as Lab
-
-        kinds["sparselab"] = lambda m: Lab(
-            m.in_features, m.out_features, sparsity=1 - float((m.weight != 0).float().mean())
-        )
-    except ImportError:
-        print("sparselab is not installed")
-    try:
-        from sparseprop.modules import SparseLinear as Prop
-
-        kinds["sparseprop"] = Prop.from_dense
-    except ImportError:
-        print("sparseprop is not installed")
-    return kinds
 
 
 def trainer(model: nn.Module, x: Tensor, target: Tensor, bf16: bool = False) -> Step:
@@ -127,21 +87,6 @@ def trainer(model: nn.Module, x: Tensor, target: Tensor, bf16: bool = False) -> 
     return step
 
 
-def masked_mlp(sizes: tuple[int, ...], density: float) -> list[nn.Linear]:
-    """Layers with random non-zeros."""
-    layers = [nn.Linear(a, b) for a, b in pairwise(sizes)]
-    with torch.no_grad():
-        for layer in layers:
-            layer.weight.mul_(torch.rand_like(layer.weight) < density)
-    return layers
-
-
-def chain(layers: list[nn.Module]) -> nn.Sequential:
-    """With ReLU between."""
-    parts = [part for layer in layers for part in (layer, nn.ReLU())]
-    return nn.Sequential(*parts[:-1])
-
-
 def under_torch(step: Step) -> Step:
     """The same without our kernels."""
 
@@ -153,65 +98,91 @@ def under_torch(step: Step) -> Step:
 
 
 def train() -> None:
-    """Training steps of two MLPs."""
-    for sizes in ((1024, 4096, 1024), (784, 300, 100, 10)):
+    """Training steps of two MLPs and of the MLP block of a transformer (8 sequences of 128)."""
+    for sizes, batch, between in (
+        ((1024, 4096, 1024), 128, nn.ReLU),
+        ((784, 300, 100, 10), 128, nn.ReLU),
+        ((256, 1024, 256), 1024, nn.GELU),
+    ):
         for density in DENSITIES:
             layers = masked_mlp(sizes, density)
-            x, target = torch.randn(128, sizes[0]), torch.randn(128, sizes[-1])
+            x, target = torch.randn(batch, sizes[0]), torch.randn(batch, sizes[-1])
             steps = {}
             for name, kind in linear_kinds().items():
-                step = trainer(chain([kind(layer) for layer in layers]), x, target)
+                model = chain([kind(layer) for layer in layers], between)
+                step = trainer(model, x, target, name.endswith("bf16"))
                 steps[name] = under_torch(step) if name == "torch operators" else step
-            setting = {"model": "-".join(map(str, sizes)), "batch": 128, "density": density}
-            keep("train", setting, timed(steps), "dense MKL")
-
-
-def onnx_session(weight: Tensor, int8: bool) -> Any:
-    """A dense linear layer in ONNX Runtime, with static int8 weights and inputs if asked for."""
-    import onnxruntime
-    from onnx import TensorProto, helper, numpy_helper
-
-    outputs, inputs = weight.shape
-    name = lambda value, key: numpy_helper.from_array(value.numpy(), key)  # noqa: E731
-    nodes, constants = [], [name(weight.t().contiguous(), "w")]
-    product = helper.make_node("MatMul", ["x", "w"], ["y"])
-    if int8:
-        scale = weight.abs().amax(1) / 127
-        rounded = (weight / scale[:, None]).round().to(torch.int8).t().contiguous()
-        constants = [name(rounded, "q"), name(scale, "s"), name(torch.zeros(outputs, dtype=torch.int8), "z")]
-        constants += [name(torch.tensor(8 / 255), "xs"), name(torch.tensor(128, dtype=torch.uint8), "xz")]
-        nodes = [
-            helper.make_node("QuantizeLinear", ["x", "xs", "xz"], ["xq"]),
-            helper.make_node("DequantizeLinear", ["xq", "xs", "xz"], ["xd"]),
-            helper.make_node("DequantizeLinear", ["q", "s", "z"], ["w"], axis=1),
-        ]
-        product = helper.make_node("MatMul", ["xd", "w"], ["y"])
-    ends = [
-        helper.make_tensor_value_info(key, TensorProto.FLOAT, ["B", n]) for key, n in (("x", inputs), ("y", outputs))
-    ]
-    graph = helper.make_graph([*nodes, product], "g", [ends[0]], [ends[1]], constants)
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads, options.log_severity_level = 1, 3
-    return onnxruntime.InferenceSession(model.SerializeToString(), options)
+            setting = {"model": "-".join(map(str, sizes)), "batch": batch, "density": density}
+            keep("train", setting, timed(steps), "dense oneDNN")
 
 
 def inference() -> None:
-    """A linear layer 1024 to 4096, against torch and ONNX Runtime."""
+    """A linear layer 1024 to 4096 and 3x3 convolutions, against torch and ONNX Runtime."""
     for batch in (1, 64):
         for density in DENSITIES:
             (layer,) = masked_mlp((1024, 4096), density)
-            sparse, x = SparseLinear.from_dense(layer), torch.randn(batch, 1024)
-            steps: dict[str, Step] = {"torch": lambda m=layer, x=x: m(x), "ours": lambda m=sparse, x=x: m(x)}
-            try:
-                for name, int8 in (("ONNX Runtime", False), ("ONNX Runtime int8", True)):
-                    session = onnx_session(layer.weight.detach(), int8)
-                    steps[name] = lambda s=session, x=x: s.run(None, {"x": x.numpy()})
-            except ImportError:
-                print("onnxruntime is not installed")
-            with torch.no_grad():
-                times = timed(steps, 15)
-            keep("inference", {"model": "1024-4096", "batch": batch, "density": density}, times, list(times)[-2])
+            ours, x = SparseLinear.from_dense(layer), torch.randn(batch, 1024)
+            others = {"ONNX Runtime": (onnx_linear, False), "ONNX Runtime int8": (onnx_linear, True)}
+            _inferred("1024-4096", layer, ours, x, density, others)
+    for channels, size in ((64, 32), (128, 16), (256, 8), (512, 4)):
+        for batch in (1, 8, 32):
+            conv = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+            thin(conv, 0.05)
+            x = torch.randn(batch, channels, size, size)
+            others = {"ONNX Runtime": (onnx_conv,)}
+            _inferred(f"3x3 {channels} on {size}x{size}", conv, SparseConv2d.from_dense(conv), x, 0.05, others)
+
+
+def _inferred(
+    title: str, dense: nn.Module, ours: nn.Module, x: Tensor, density: float, others: Mapping[str, tuple[Any, ...]]
+) -> None:
+    steps: dict[str, Step] = {"torch": lambda: dense(x), "ours": lambda: ours(x)}
+    try:
+        for name, (make, *options) in others.items():
+            session = make(dense.weight.detach(), *options)
+            steps[name] = lambda s=session: s.run(None, {"x": x.numpy()})
+    except ImportError:
+        print("onnxruntime is not installed")
+    with torch.inference_mode():
+        times = timed(steps, 15)
+    setting = {"model": title, "batch": len(x), "density": density}
+    keep("inference", setting, times, "ONNX Runtime" if "ONNX Runtime" in times else "torch")
+
+
+def memory() -> None:
+    """Bytes of parameters, gradients, AdamW's state, indices, and of what the backward pass keeps of a batch of 128."""
+    for density in DENSITIES:
+        layers = masked_mlp((1024, 4096, 1024), density)
+        for name in ("dense MKL", "masked dense", "ours"):
+            model = chain([linear_kinds()[name](layer) for layer in layers])
+            optimizer = torch.optim.AdamW(model.parameters())
+            kept: dict[int, int] = {}
+
+            def note(tensor: Tensor, kept: dict[int, int] = kept) -> Tensor:
+                kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+                return tensor
+
+            with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+                loss = model(torch.randn(128, 1024)).square().mean()
+            loss.backward()
+            optimizer.step()
+            weights = list(model.parameters())
+            fixed = [*weights, *model.buffers()]
+            for tensor in fixed:
+                kept.pop(tensor.untyped_storage().data_ptr(), None)
+            state = [t for of in optimizer.state.values() for t in of.values() if isinstance(t, Tensor)]
+            sizes = {
+                "parameters": size(weights), "gradients": size([p.grad for p in weights if p.grad is not None]),
+                "state": size(state), "indices": size(list(model.buffers())), "activations": sum(kept.values()),
+            }  # fmt: skip
+            row = {"bench": "memory", "model": "1024-4096-1024", "density": density, "method": name, **sizes}
+            write({**row, **versions()})
+            print(*row.values())
+
+
+def size(tensors: list[Tensor]) -> int:
+    """In bytes."""
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
 def conv() -> None:
@@ -234,25 +205,41 @@ def conv() -> None:
 
 
 def roofline() -> None:
-    """What this machine gives at most, and what share of it the linear kernels reach."""
+    """What one core gives at most, and what the kernels reach of it at 5 % density."""
     a, b = torch.randn(512, 512), torch.randn(512, 512)
     vector = torch.randn(1 << 25)
     other = torch.empty_like(vector)
     (layer,) = masked_mlp((1024, 4096), 0.05)
-    ours, x = SparseLinear.from_dense(layer), torch.randn(128, 1024)
-    with torch.no_grad():
-        times = timed({"product": lambda: a @ b, "copy": lambda: other.copy_(vector), "ours": lambda: ours(x)})
-    flops = {"product": 2 * 512**3, "ours": 2 * 128 * ours.live}
-    for name, count in flops.items():
-        print(f"{name}: {count / times[name] / 1e6:.1f} GFLOP/s")
-    print(f"copy: {2 * 4 * (1 << 25) / times['copy'] / 1e6:.1f} GB/s")
+    conv = nn.Conv2d(64, 64, 3, padding=1, bias=False)
+    thin(conv, 0.05)
+    ours, ours_conv = SparseLinear.from_dense(layer), SparseConv2d.from_dense(conv)
+    one, many, images = torch.randn(1, 1024), torch.randn(128, 1024), torch.randn(32, 64, 32, 32)
+    steps = {
+        "dense product": lambda: a @ b, "copy": lambda: other.copy_(vector), "linear, batch 1": lambda: ours(one),
+        "linear, batch 128": lambda: ours(many), "3x3, batch 32": lambda: ours_conv(images),
+    }  # fmt: skip
+    with torch.inference_mode():
+        times = timed(steps)
+    flops = {
+        "dense product": 2 * 512**3, "copy": 0, "linear, batch 1": 2 * ours.live, "linear, batch 128": 256 * ours.live,
+        "3x3, batch 32": 2 * 32 * 32 * 32 * ours_conv.live,
+    }  # fmt: skip
+    moved = {  # bytes that have to come from memory or the last cache at least: values, int32 indices, inputs, outputs
+        "dense product": 12 * 512**2, "copy": 2 * 4 * len(vector), "linear, batch 1": 8 * ours.live + 4 * 5120,
+        "linear, batch 128": 8 * ours.live + 4 * 128 * 5120, "3x3, batch 32": 8 * ours_conv.live + 8 * images.numel(),
+    }  # fmt: skip
+    for name, ms in times.items():
+        row = {"bench": "roofline", "method": name, "ms": round(ms, 4)}
+        row |= {"gflops": round(flops[name] / ms / 1e6, 2), "gbs": round(moved[name] / ms / 1e6, 2)}
+        write({**row, "isa": getattr(native(), "isa", "torch"), "cpu": cpu(), **versions()})
+        print(*row.values())
 
 
 def main() -> None:
     """What the command line names, or all."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    parts = {"train": train, "inference": inference, "conv": conv, "roofline": roofline}
+    parts = {"train": train, "inference": inference, "conv": conv, "memory": memory, "roofline": roofline}
     for name in sys.argv[1:] or parts:
         parts[name]()
 

@@ -32,7 +32,7 @@ class Native:
     known: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
 
     def function(self, name: str) -> Callable[..., int]:
-        """A kernel by its name without the instruction set; it takes integers, and tensors as :func:`address`."""
+        """A kernel by its name without the instruction set; it takes integers, and addresses."""
         found = self.known.get(name)
         if found is None:
             found = self.known[name] = signed(getattr(self.library, f"{name}_{self.isa}"), name)
@@ -126,16 +126,11 @@ def using(isa: str) -> Iterator[None]:
         _chosen.pop()
 
 
-def address(tensor: Tensor | None) -> int | None:
-    """Where a tensor's numbers are; None is a null pointer."""
-    return None if tensor is None else tensor.data_ptr()
-
-
 def call(function: Callable[..., int], numbers: tuple[int, ...], tensors: tuple[Tensor | None, ...]) -> None:
-    """Call a kernel with numbers, then tensors.
+    """Call a kernel with numbers, then tensors; None is a null pointer.
 
     Raises:
         MemoryError: if the kernel could not get its scratch memory.
     """
-    if function(*numbers, *map(address, tensors)):
+    if function(*numbers, *[None if tensor is None else tensor.data_ptr() for tensor in tensors]):
         raise MemoryError("a sparse kernel found no memory for its scratch buffers")

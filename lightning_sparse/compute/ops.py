@@ -42,6 +42,11 @@ def compute_dtype(x: Tensor) -> torch.dtype:
     return x.dtype if x.dtype in (torch.float32, torch.float64) else torch.float32
 
 
+def as_kernels_take(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """Of that type, without gaps; the usual case costs less than asking torch for it."""
+    return tensor if tensor.dtype is dtype and tensor.is_contiguous() else tensor.to(dtype).contiguous()
+
+
 def _linear(
     x: Tensor,
     values: Tensor,
@@ -60,8 +65,8 @@ def _linear(
     if found is None:
         return _linear_torch(x, values.to(dtype), bias, pointer, column, rows)
     batch, columns = y.numel() // rows if rows else 0, x.shape[-1]
-    bias = None if bias is None else bias.to(dtype).contiguous()
-    values, x = values.to(dtype).contiguous(), x.contiguous()
+    bias = None if bias is None else as_kernels_take(bias, dtype)
+    values, x = as_kernels_take(values, dtype), as_kernels_take(x, x.dtype)
     if y.numel():
         sizes = (batch, rows, columns, blocks(columns))
         kernel = found.function("linear_forward")

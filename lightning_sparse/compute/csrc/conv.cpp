@@ -163,18 +163,95 @@ void pack_planes(const IO* x, int planes, int height, int width, int first, int 
   }
 }
 
-template <class IO, class T>
-void forward(int threads, int batch, const Conv& conv, const int* pointer, const int* column, const T* values, const T* bias,
-             const IO* x, IO* y) {
-  int rows = conv.h.padded(), columns = conv.w.padded(), taps = conv.taps(), count = pointer[conv.planes_out];
+// Where each non-zero reads in padded planes. The usual kernels are constants: a division costs as much as its products.
+template <int TAPS>
+void offsets_of(const Conv& conv, const int* column, int count, int samples, int* to) {
+  int columns = conv.w.padded(), plane = conv.h.padded() * columns, taps = TAPS ? TAPS : conv.taps();
+  std::vector<int> within(taps);
+  for (int tap = 0; tap < taps; tap++) within[tap] = (tap / conv.w.kernel * columns + tap % conv.w.kernel) * samples;
+  for (int k = 0; k < count; k++) {
+    int c = column[k] / (TAPS ? TAPS : taps);
+    to[k] = c * plane * samples + within[column[k] - c * taps];
+  }
+}
+
+std::vector<int> offsets(const Conv& conv, const int* column, int count, int samples) {
+  std::vector<int> found(count);
+  if (conv.taps() == 9) offsets_of<9>(conv, column, count, samples, found.data());
+  else if (conv.taps() == 1) offsets_of<1>(conv, column, count, samples, found.data());
+  else offsets_of<0>(conv, column, count, samples, found.data());
+  return found;
+}
+
+template <class T>
+Terms<T> terms(const Conv& conv, const int* pointer, const int* column, const T* values, int samples) {
+  int count = pointer[conv.planes_out];
   Terms<T> w;
   w.pointer.assign(pointer, pointer + conv.planes_out + 1);
   w.value.assign(values, values + count);
-  w.offset.resize(count);
-  for (int k = 0; k < count; k++) {
-    int c = column[k] / taps, tap = column[k] % taps;
-    w.offset[k] = ((c * rows + tap / conv.w.kernel) * columns + tap % conv.w.kernel) * P;
+  w.offset = offsets(conv, column, count, samples);
+  return w;
+}
+
+// How many vectors one image takes whose rows, with their padding, are one line; only without strides
+int line_width(const Conv& conv) { return ((conv.h.out - 1) * conv.w.padded() + conv.w.out + P - 1) / P; }
+
+bool by_lines(int batch, const Conv& conv) {
+  if (conv.h.stride > 1 || conv.w.stride > 1) return false;
+  return long(batch) * line_width(conv) < long((batch + P - 1) / P) * conv.h.out * conv.w.out;
+}
+
+// Few samples: the lanes of a vector are neighbouring outputs of one image. Those in the padding are computed and left out.
+template <class IO, class T>
+void forward_lines(int threads, int batch, const Conv& conv, const int* pointer, const int* column, const T* values,
+                   const T* bias, const IO* x, IO* y) {
+  constexpr int TILE = 8;  // vectors
+  int rows = conv.h.padded(), columns = conv.w.padded(), width = line_width(conv), tiles = (width + TILE - 1) / TILE;
+  Terms<T> w = terms(conv, pointer, column, values, 1);
+  size_t plane = size_t(rows) * columns, all = plane * conv.planes_in, area = size_t(conv.h.in) * conv.w.in;
+  int wide = conv.w.in < columns - conv.w.pad ? conv.w.in : columns - conv.w.pad;
+  int high = conv.h.in < rows - conv.h.pad ? conv.h.in : rows - conv.h.pad;
+  Scratch<T> planes(all + P + conv.w.kernel);  // the last vector of the last plane reads on
+  for (T* to = planes.get(); to < planes.get() + all + P + conv.w.kernel; to++) *to = T(0);
+#ifdef _OPENMP
+#pragma omp parallel num_threads(threads) if (threads > 1)
+#endif
+  {
+    Scratch<T> out(size_t(conv.planes_out) * TILE * P);
+    for (int b = 0; b < batch; b++) {
+#ifdef _OPENMP
+#pragma omp for schedule(static)
+#endif
+      for (int c = 0; c < conv.planes_in; c++)
+        for (int i = 0; i < high; i++) {
+          const IO* from = x + (size_t(b) * conv.planes_in + c) * area + size_t(i) * conv.w.in;
+          T* to = planes.get() + c * plane + size_t(i + conv.h.pad) * columns + conv.w.pad;
+          for (int j = 0; j < wide; j++) to[j] = to_real(from[j]);
+        }
+#ifdef _OPENMP
+#pragma omp for schedule(dynamic, 1)
+#endif
+      for (int t = 0; t < tiles; t++) {
+        int n = width - t * TILE < TILE ? width - t * TILE : TILE, first = t * TILE * P, end = first + n * P;
+        row(w, conv.planes_out, bias, planes.get() + first, P, n, out.get());
+        for (int o = 0; o < conv.planes_out; o++)
+          for (int i = first / columns; i < conv.h.out && i * columns < end; i++) {
+            int start = i * columns, j0 = first > start ? first - start : 0, j1 = end - start < conv.w.out ? end - start : conv.w.out;
+            const T* from = out.get() + size_t(o) * n * P + start - first;
+            IO* to = y + ((size_t(b) * conv.planes_out + o) * conv.h.out + i) * conv.w.out;
+            for (int j = j0; j < j1; j++) from_real(from[j], to + j);
+          }
+      }
+    }
   }
+}
+
+template <class IO, class T>
+void forward(int threads, int batch, const Conv& conv, const int* pointer, const int* column, const T* values, const T* bias,
+             const IO* x, IO* y) {
+  if (by_lines(batch, conv)) return forward_lines(threads, batch, conv, pointer, column, values, bias, x, y);
+  int rows = conv.h.padded(), columns = conv.w.padded();
+  Terms<T> w = terms(conv, pointer, column, values, P);
   Scratch<T> planes(size_t(conv.planes_in) * rows * columns * P);
   size_t image = size_t(conv.planes_out) * conv.h.out * conv.w.out;
 #ifdef _OPENMP
@@ -290,17 +367,13 @@ template <class IO, class T>
 void backward(int threads, int batch, const Conv& conv, const int* pointer, const int* column, const int* turned_pointer,
               const int* turned_column, const int* order, const T* values, const IO* x, const IO* g, IO* gx, T* gvalues, T* gbias) {
   Turned th(conv.h), tw(conv.w);
-  int rows = conv.h.padded(), columns = conv.w.padded(), taps = conv.taps(), count = pointer[conv.planes_out];
+  int rows = conv.h.padded(), columns = conv.w.padded(), count = pointer[conv.planes_out];
   std::vector<Terms<T>> classes;
   if (gx)
     for (int a = 0; a < conv.h.stride; a++)
       for (int b = 0; b < conv.w.stride; b++)
         classes.push_back(class_terms(conv, th, tw, a, b, turned_pointer, turned_column, order, values));
-  std::vector<int> offset(gvalues ? count : 0);
-  for (size_t k = 0; k < offset.size(); k++) {
-    int c = column[k] / taps, tap = column[k] % taps;
-    offset[k] = ((c * rows + tap / conv.w.kernel) * columns + tap % conv.w.kernel) * P;
-  }
+  std::vector<int> offset = offsets(conv, column, gvalues ? count : 0, P);
   if (gvalues) std::memset(static_cast<void*>(gvalues), 0, sizeof(T) * count);
   if (gbias) std::memset(static_cast<void*>(gbias), 0, sizeof(T) * conv.planes_out);
   Scratch<T> xs(gvalues ? size_t(conv.planes_in) * rows * columns * P : 0), gs(size_t(conv.planes_out) * th.size * tw.size * P);

@@ -137,19 +137,31 @@ struct Rows {  // a matrix by rows, in blocks of columns
   const int* column;
 };
 
-// One sample: eight products at a time, of gathered inputs
+// Eight products of gathered inputs
+template <class T>
+INLINE Vector<T, 8> gathered(const T* values, const int* c, const T* x) {
+  typedef Vector<T, 8> V;
+  return *reinterpret_cast<const V*>(values) * V{x[c[0]], x[c[1]], x[c[2]], x[c[3]], x[c[4]], x[c[5]], x[c[6]], x[c[7]]};
+}
+
+// One sample. The last eight overlap those before, of which they leave out what was added: rows end at random, and a
+// loop over what is left would be guessed wrong in nearly each of them.
 template <class T>
 INLINE T multiply_one(const T* values, const int* column, int begin, int end, const T* x) {
   typedef Vector<T, 8> V;
-  V sum = {};
-  int k = begin;
-  for (; k + 8 <= end; k += 8) {
-    const int* c = column + k;
-    sum += *reinterpret_cast<const V*>(values + k) * V{x[c[0]], x[c[1]], x[c[2]], x[c[3]], x[c[4]], x[c[5]], x[c[6]], x[c[7]]};
+  typedef decltype(V{} < V{}) Index;
+  if (end - begin < 8) {
+    T sum = 0;
+    for (int k = begin; k < end; k++) sum += values[k] * x[column[k]];
+    return sum;
   }
-  T rest = 0;
-  for (; k < end; k++) rest += values[k] * x[column[k]];
-  return rest + ((sum[0] + sum[1]) + (sum[2] + sum[3])) + ((sum[4] + sum[5]) + (sum[6] + sum[7]));
+  int k = begin;
+  V sum = {};
+  for (; k + 8 <= end; k += 8) sum += gathered(values + k, column + k, x);
+  V last = gathered(values + end - 8, column + end - 8, x);
+  Index place = {0, 1, 2, 3, 4, 5, 6, 7};
+  sum += place >= 8 - (end - k) ? last : V{};
+  return ((sum[0] + sum[1]) + (sum[2] + sum[3])) + ((sum[4] + sum[5]) + (sum[6] + sum[7]));
 }
 
 // Rows [first, last), one block of columns after the other; not inlined: one copy for all kinds of input
