@@ -1,6 +1,7 @@
 """compute="sparse" where it meets loops, precisions, hooks, loggers and code of the user's own."""
 
 import copy
+from functools import partial
 
 import pytest
 import torch
@@ -162,6 +163,45 @@ def test_an_embedding_that_is_asked_for_trains_as_a_dense_one():
     sparse, dense = both(Words, include=["table", "head"], callbacks=lambda: [Look()])
     close(sparse, dense)
     assert kinds == [SparseEmbedding] * 24 + [nn.Embedding] * 24
+
+
+class Stepped(Net):
+    """A network with an optimizer of choice."""
+
+    def __init__(self, make):
+        super().__init__()
+        self.make = make
+
+    def configure_optimizers(self):
+        return self.make(self.parameters(), lr=0.01)
+
+
+@pytest.mark.parametrize("name", ["ASGD", "Adadelta", "Adagrad", "Adamax", "NAdam", "RAdam", "RMSprop", "Rprop"])
+def test_other_optimizers_step_values_as_they_step_dense_weights(name):
+    close(*both(lambda: Stepped(getattr(torch.optim, name))))
+
+
+OPTIONS = [{"foreach": True}, {"maximize": True}, {"momentum": 0.9, "nesterov": True}]
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_options_of_optimizers_work(options):
+    close(*both(lambda: Stepped(partial(torch.optim.SGD, weight_decay=0.01, **options))))
+
+
+def test_numbers_of_half_the_size_train():
+    found = []
+
+    class Look(Callback):
+        def on_train_batch_end(self, trainer, pl_module, *_):
+            found.append(pl_module.net[4].values.dtype)
+
+    updater, model = MaskUpdater(RIGL, DENSITY, compute="sparse"), net("adamw").bfloat16()
+    before = weights(model)["net.6.bias"]
+    trainer([updater, Look()], max_epochs=1, precision="bf16-true").fit(model, loader())
+    assert found == [torch.bfloat16] * 12
+    assert all(bool(value.isfinite().all()) for value in weights(model).values())
+    assert not torch.equal(weights(model)["net.6.bias"], before)
 
 
 def test_mixed_precision_ends_near_dense_layers():
