@@ -6,7 +6,10 @@ import torch
 from helpers import DENSITY, digest, loader, net, state_tensors, trainer, weights
 from lightning.pytorch import Callback
 
-from lightning_sparse import MaskUpdater
+from lightning_sparse import MaskUpdater, RigL
+
+
+RIGL = RigL(every=3, stop=1.0)
 
 
 class Recorder(Callback):
@@ -41,3 +44,17 @@ def close(left, right):
     assert len(left[0].masks) > 0
     for ours, theirs in zip(left[1:3], right[1:3], strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-12)
+
+
+def both(make, algorithm=RIGL, *, callbacks=lambda: (), include=None, data=None, **settings):
+    """The same run twice, sparse and dense: as :func:`computed.close` compares them."""
+    ends = []
+    for compute in ("sparse", "dense"):
+        torch.manual_seed(1)
+        updater, model = MaskUpdater(algorithm, DENSITY, compute=compute, include=include), make()
+        recorder = Recorder(updater)
+        fit = trainer([updater, recorder, *callbacks()], **{"max_epochs": 2, "precision": "64-true", **settings})
+        fit.fit(model, loader() if data is None else data)
+        state = {name: value.clone() for name, value in state_tensors(fit.optimizers[0]).items()}
+        ends.append((recorder, weights(model), state, updater, model, fit))
+    return ends

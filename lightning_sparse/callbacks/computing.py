@@ -8,14 +8,13 @@ from lightning_sparse.callbacks.base import rank_zero_info, rank_zero_warn
 from lightning_sparse.callbacks.channels.surgery import unwrapped
 from lightning_sparse.callbacks.choice import Choice
 from lightning_sparse.callbacks.hindrances import hindrances, refuse_compute, without_form
+from lightning_sparse.callbacks.run import averages
 from lightning_sparse.compute.compaction import Compaction
 from lightning_sparse.core.hooks import unwrap
 from lightning_sparse.core.param import SparseParam
 
 if TYPE_CHECKING:
     from lightning_sparse.callbacks.mask_updater import MaskUpdater
-
-_IGNORED = "_ddp_params_and_buffers_to_ignore"  # DDP reads it
 
 
 class Computing:
@@ -26,7 +25,6 @@ class Computing:
         self._choice: Choice | None = None  # under "auto"
         self._known: set[str] = set()  # parameters that were looked at
         self._live: dict[str, int] = {}
-        self._ignored: list[str] = []  # by DDP, as the user wants it
 
     def start(self, updater: "MaskUpdater", trainer: Any, pl_module: Any) -> None:
         """Engines are there: they let go of the optimizers, and zeros are taken out where that is possible.
@@ -44,8 +42,7 @@ class Computing:
             tell = rank_zero_info if algorithm.why_dense() else rank_zero_warn
             tell(f"{updater.name}: all layers are computed dense: {'; '.join(reasons)}")
             return
-        self._compaction = Compaction(pl_module, averaged=trainer.world_size > 1)
-        self._ignored = list(getattr(pl_module, _IGNORED, ()))
+        self._compaction = Compaction(pl_module, trainer.world_size > 1, averages(trainer))
         if updater.compute == "auto":
             self._choice = Choice()
         self._join(updater, trainer, pl_module)
@@ -64,7 +61,7 @@ class Computing:
             leave = [name for name, sparse in chosen.items() if not sparse and name in here]
             if enter or leave:
                 with _released(updater, trainer):
-                    self._exchange(trainer, pl_module, enter, leave)
+                    self._exchange(trainer, enter, leave)
 
     def moved(self, trainer: Any) -> None:
         """Masks have moved: DDP loses parameters that have got another size, and is made anew."""
@@ -81,7 +78,6 @@ class Computing:
             for engine in updater.engines:
                 engine.detach()
             self._compaction.leave(map(unwrap, trainer.optimizers))
-            setattr(self._compaction.model, _IGNORED, self._ignored)
             self._compaction = None
 
     def let_go(self, updater: "MaskUpdater", trainer: Any) -> None:
@@ -102,22 +98,18 @@ class Computing:
         if self._choice is not None:
             self._choice.watch(able)
         elif able:
-            self._exchange(trainer, pl_module, able, [])
+            self._exchange(trainer, able, [])
             live, size = sum(p.live for p in able), sum(p.size for p in able)
             rank_zero_info(
                 f"{updater.name}: {len(able)} layers hold and compute live weights only: {live:,} of {size:,}"
             )
 
-    def _exchange(self, trainer: Any, pl_module: Any, enter: Sequence[SparseParam], leave: Sequence[str]) -> None:
+    def _exchange(self, trainer: Any, enter: Sequence[SparseParam], leave: Sequence[str]) -> None:
         assert self._compaction is not None
         optimizers = [unwrap(optimizer) for optimizer in trainer.optimizers]
         with unwrapped(trainer):
             self._compaction.leave(optimizers, leave)
             self._compaction.enter(enter, optimizers)
-            places = {id(b) for layer in self._compaction.layers.values() for b in layer.buffers(recurse=False)}
-            mine = [name for name, buffer in pl_module.named_buffers() if id(buffer) in places]
-            # all ranks have the same places: DDP need not send them round in every step
-            setattr(pl_module, _IGNORED, [*self._ignored, *mine])
         self._live = self._counts()
 
     def _counts(self) -> dict[str, int]:

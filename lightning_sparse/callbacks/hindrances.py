@@ -7,7 +7,6 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
 from lightning_sparse.callbacks.base import MisconfigurationException
-from lightning_sparse.callbacks.run import averages
 from lightning_sparse.compute.support import mixing, unsupported
 from lightning_sparse.core.algorithm import Algorithm
 from lightning_sparse.core.hooks import unwrap
@@ -67,8 +66,8 @@ def hindrances(trainer: Any, pl_module: Any, algorithm: Algorithm) -> list[str]:
     modules = list(pl_module.modules())
     if getattr(pl_module, "_compiler_ctx", None) is not None or any(hasattr(m, "_orig_mod") for m in modules):
         found.append("the model is compiled")
-    if averages(trainer) or any(isinstance(module, AveragedModel) for module in modules):
-        found.append("a moving average of the dense model is kept")
+    if any(isinstance(module, AveragedModel) for module in modules):
+        found.append("the model keeps an average of itself")
     return found + _others(trainer)
 
 

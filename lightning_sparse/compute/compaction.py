@@ -1,6 +1,7 @@
 """The layers of one model that hold live weights only while it trains."""
 
 from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 from torch import nn
 from torch.optim import Optimizer
@@ -9,6 +10,16 @@ from lightning_sparse.compute.replacement import Replacement
 from lightning_sparse.compute.states import DenseStates
 from lightning_sparse.core.compact import Compact
 from lightning_sparse.core.param import SparseParam
+from lightning_sparse.core.select import Target, targets
+
+
+class _Held(NamedTuple):
+    """A parameter, where it was before, and what stands there now, in the model and in its averages."""
+
+    p: SparseParam
+    place: Target
+    own: Replacement
+    others: list[Replacement]
 
 
 class Compaction:
@@ -20,6 +31,7 @@ class Compaction:
     Args:
         model: the model.
         averaged: whether processes average gradients.
+        shadows: averages of the model, with the same parameters in the same order; their layers go the same ways.
 
     Attributes:
         model: the model.
@@ -46,28 +58,39 @@ class Compaction:
         Linear(in_features=20, out_features=50, bias=True)
     """
 
-    def __init__(self, model: nn.Module, averaged: bool = False) -> None:
-        self.model, self._averaged = model, averaged
-        self._held: dict[str, Replacement] = {}
+    def __init__(self, model: nn.Module, averaged: bool = False, shadows: Sequence[nn.Module] = ()) -> None:
+        self.model, self._averaged, self._shadows = model, averaged, shadows
+        self._held: dict[str, _Held] = {}
         self._states: list[DenseStates] = []
 
     @property
     def layers(self) -> dict[str, Compact]:
         """The layers without zeros, by the name of their dense weight."""
-        return {name: replacement.layer for name, replacement in self._held.items()}
+        return {name: held.own.layer for name, held in self._held.items()}
 
     def enter(self, params: Sequence[SparseParam], optimizers: Iterable[Optimizer]) -> None:
         """These hold live weights only from now on."""
         found = list(optimizers)
+        theirs = [({place.name: place for place, _ in targets(shadow)}, shadow) for shadow in self._shadows]
         for p in params:
-            self._held[p.name] = Replacement(p, self.model, found, self._averaged)
+            place, mask = p.place, p.mask
+            own = Replacement(place, mask, self.model, found)
+            p.seat(own.place)
+            others = [Replacement(named[p.name], mask, shadow) for named, shadow in theirs]
+            own.layer.averaged = self._averaged
+            own.layer.twins.extend(other.layer for other in others)
+            self._held[p.name] = _Held(p, place, own, others)
         self._watch(found)
 
     def leave(self, optimizers: Iterable[Optimizer], names: Iterable[str] | None = None) -> None:
         """These are dense again, or all."""
         found = list(optimizers)
         for name in list(self._held) if names is None else list(names):
-            self._held.pop(name).undo(found)
+            p, place, own, others = self._held.pop(name)
+            own.undo(found)
+            for other in others:
+                other.undo()
+            p.seat(place)
         self._watch(found)
 
     def _watch(self, optimizers: Sequence[Optimizer]) -> None:

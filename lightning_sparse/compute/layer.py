@@ -12,6 +12,17 @@ from lightning_sparse.core.compact import Compact, followed
 INDEX = ("pointer", "column", "turned_pointer", "turned_row", "order")
 
 
+class Twins(list["SparseLayer"]):
+    """Layers of other models; a copy of the model has none."""
+
+    def __deepcopy__(self, memo: Any) -> "Twins":
+        return Twins()
+
+    def __reduce__(self) -> Any:
+        """Pickles without them."""
+        return Twins, ()
+
+
 class SparseLayer(Compact):
     """A weight by its live entries: ``values``, in the order of the flat dense weight, and buffers that say where.
 
@@ -44,6 +55,8 @@ class SparseLayer(Compact):
         mask = mask.to(weight.device)
         self.values = nn.Parameter(weight.detach()[mask].clone(), requires_grad=weight.requires_grad)
         self.bias = bias
+        self.twins: list[SparseLayer] = Twins()  # layers of averages of the model, which move with this one
+        self._places: tuple[Tensor, ...] | None = None  # once they are no buffers any more
         found = self._topology(mask)
         for name in INDEX:
             self.register_buffer(name, getattr(found, name), persistent=False)
@@ -51,8 +64,21 @@ class SparseLayer(Compact):
     @property
     def index(self) -> tuple[Tensor, ...]:
         """The buffers, as the operators take them."""
+        if self._places is not None:
+            return self._places
         buffers = self._buffers  # attributes of a module take longer than a small layer
         return tuple(cast(Tensor, buffers[name]) for name in INDEX)
+
+    def bind(self) -> "SparseLayer":
+        """An engine says what lives from now on.
+
+        The places are no buffers any more: who goes through a model's buffers, to send them to other processes or to
+        average them, finds those of the dense model.
+        """
+        self.bound, self._places = True, self.index
+        for name in INDEX:
+            self.__dict__[name] = self._buffers.pop(name)
+        return self
 
     @property
     def live(self) -> int:
@@ -112,6 +138,8 @@ class SparseLayer(Compact):
         old = torch.full((self.shape.numel(),), -1, dtype=torch.int64, device=mask.device)
         old[self.positions()] = torch.arange(self.live, device=mask.device)
         source = old[mask.flatten()]
+        for twin in self.twins:
+            twin.move(mask)
         self._take(self._topology(mask))
         gradient, self.values.grad = self.values.grad, None
         _put(self.values, followed(self.values, source))

@@ -3,13 +3,12 @@
 from collections.abc import Iterable
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lightning_sparse.compute.layer import SparseLayer
 from lightning_sparse.compute.support import FORMS
 from lightning_sparse.core.exchange import Exchange, exchange
-from lightning_sparse.core.param import SparseParam
 from lightning_sparse.core.select import Target
 
 _HOOKS = (
@@ -24,35 +23,36 @@ class Replacement:
     The dense Parameter keeps its identity and no memory; hooks work on either module.
 
     Args:
-        p: a sparse parameter with a form without zeros.
+        place: of a weight that has a form without zeros.
+        mask: of the weight.
         model: that it is of.
         optimizers: that may step it.
-        averaged: whether processes average its gradients.
+
+    Attributes:
+        layer: the layer without zeros.
+        place: of its values.
 
     Example:
-        >>> from lightning_sparse import Sparsifier, Static
         >>> model = nn.Sequential(nn.Linear(8, 8))
         >>> linear, weight = model[0], model[0].weight
         >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-        >>> p = Sparsifier(model, Static(), 0.25).params["0.weight"]
-        >>> replacement = Replacement(p, model, [optimizer])
+        >>> place = Target("0.weight", linear, "weight")
+        >>> replacement = Replacement(place, torch.eye(8).bool(), model, [optimizer])
         >>> model[0], weight.numel(), optimizer.param_groups[0]["params"][0] is model[0].values
-        (SparseLinear(in_features=8, out_features=8, bias=True, live=16), 0, True)
+        (SparseLinear(in_features=8, out_features=8, bias=True, live=8), 0, True)
         >>> replacement.undo([optimizer])
         >>> model[0] is linear, linear.weight is weight, int(weight.count_nonzero())
-        (True, True, 16)
+        (True, True, 8)
     """
 
     @torch.no_grad()
-    def __init__(
-        self, p: SparseParam, model: nn.Module, optimizers: Iterable[Optimizer], averaged: bool = False
-    ) -> None:
-        module = p.place.module
-        self.p, self._model, self._place, self._module = p, model, p.place, module
+    def __init__(self, place: Target, mask: Tensor, model: nn.Module, optimizers: Iterable[Optimizer] = ()) -> None:
+        module = place.module
+        self._model, self._module = model, module
         self._weight: nn.Parameter = module._parameters["weight"]  # type: ignore[assignment]  # there is one
         self._format = _format(self._weight)
-        self.layer: SparseLayer = FORMS[type(module)].from_dense(module, p.mask)  # type: ignore[attr-defined]
-        self.layer.bound, self.layer.averaged = True, averaged
+        self.layer: SparseLayer = FORMS[type(module)].from_dense(module, mask).bind()  # type: ignore[attr-defined]
+        self.place = Target(place.name, self.layer, "values")
         _dress(self.layer, module)
         if self._weight.grad is not None:
             self.layer.values.grad, self._weight.grad = self.layer.of_values(self._weight.grad), None
@@ -60,10 +60,9 @@ class Replacement:
             exchange(optimizer, Exchange(self._weight, self.layer.values, self.layer.of_values))
         _put(model, module, self.layer)
         self._weight.set_(torch.empty(0, dtype=self._weight.dtype))  # type: ignore[call-overload]  # as in surgery
-        p.seat(Target(p.name, self.layer, "values"))
 
     @torch.no_grad()
-    def undo(self, optimizers: Iterable[Optimizer]) -> None:
+    def undo(self, optimizers: Iterable[Optimizer] = ()) -> None:
         """The dense module is back, with zeros."""
         layer, module, weight = self.layer, self._module, self._weight
         content = layer.dense_weight().to(weight.dtype).contiguous(memory_format=self._format)
@@ -76,7 +75,6 @@ class Replacement:
             exchange(optimizer, Exchange(layer.values, weight, layer.spread))
         module.train(layer.training)
         _put(self._model, layer, module)
-        self.p.seat(self._place)
 
 
 def _dress(layer: SparseLayer, module: nn.Module) -> None:

@@ -5,7 +5,7 @@ import torch
 from computed import Recorder, close, run
 from helpers import DENSITY, Net, digest, loader, net, same, trainer, weights
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.callbacks import BackboneFinetuning, EMAWeightAveraging, StochasticWeightAveraging
+from lightning.pytorch.callbacks import BackboneFinetuning
 from torch import nn
 from torch.nn.utils import parametrizations
 
@@ -122,11 +122,9 @@ def test_a_model_without_any_layer_that_can_be_is_refused():
         (lambda: BNChannelPruner(0.5, criterion="l1", penalty=None), "BNChannelPruner cuts channels"),
         (lambda: QuantizeSparse(8), "QuantizeSparse quantizes"),
         (lambda: Regularizer("l1"), "Regularizer(on='weights')"),
-        (lambda: EMAWeightAveraging(), "moving average"),
-        (lambda: StochasticWeightAveraging(swa_lrs=0.1), "moving average"),
         (lambda: BackboneFinetuning(), "BaseFinetuning"),
     ],
-    ids=["pruner", "quantizer", "regularizer", "ema", "swa", "finetuning"],
+    ids=["pruner", "quantizer", "regularizer", "finetuning"],
 )
 def test_callbacks_that_need_dense_layers_are_named(callback, word):
     model = net("adamw")
@@ -150,6 +148,19 @@ def test_an_optimizer_that_may_mix_weights_is_named(make):
     refused(f"{make.__name__} may not step each weight by itself", model=Stepped(make))
 
 
+class Averaging(Net):
+    """A network that keeps an average of a part of itself."""
+
+    def __init__(self):
+        super().__init__("adamw")
+        self.mean = torch.optim.swa_utils.AveragedModel(self.net)
+        self.mean.requires_grad_(False)
+
+
+def test_a_model_that_keeps_an_average_of_itself_is_refused():
+    refused("the model keeps an average of itself", model=Averaging())
+
+
 def test_a_precision_without_kernels_is_named():
     refused("precision='16-true'", precision="16-true", model=net("adamw").half())
 
@@ -161,8 +172,8 @@ def test_auto_is_dense_with_a_warning_where_the_run_excludes_it():
         def on_train_batch_end(self, trainer, pl_module, *_):
             seen.extend(module for module in pl_module.modules() if isinstance(module, SparseLayer))
 
-    with pytest.warns(UserWarning, match="all layers are computed dense: a moving average of the dense model"):
-        trainer([updater, EMAWeightAveraging(), Look(updater)], max_epochs=1).fit(net(), loader())
+    with pytest.warns(UserWarning, match="all layers are computed dense: Regularizer"):
+        trainer([updater, Regularizer("l1"), Look(updater)], max_epochs=1).fit(net(), loader())
     assert seen == []
 
 

@@ -1,168 +1,20 @@
-"""compute="sparse" where it meets loops, precisions, hooks, loggers and code of the user's own."""
+"""compute="sparse" where it meets precisions, optimizers, hooks, loggers and code that copies or loads."""
 
 import copy
 from functools import partial
 
 import pytest
 import torch
-from computed import Recorder, close, run
-from helpers import DENSITY, ByHand, Net, loader, net, same, samples, state_tensors, trainer, weights
+from computed import both, close, run
+from helpers import DENSITY, Net, loader, net, same, samples, trainer, weights
 from lightning.pytorch import Callback
 from torch import nn
-from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
-from lightning_sparse import GMP, DensityLogger, MaskUpdater, RigL
-from lightning_sparse.compute import SparseEmbedding, SparseLayer, SparseLinear
+from lightning_sparse import DensityLogger, MaskUpdater, RigL
+from lightning_sparse.compute import SparseLayer, SparseLinear
 
 RIGL = RigL(every=3, stop=1.0)
-
-
-def both(make, algorithm=RIGL, *, callbacks=lambda: (), include=None, data=None, **settings):
-    """The same run twice, sparse and dense: as :func:`computed.close` compares them."""
-    ends = []
-    for compute in ("sparse", "dense"):
-        torch.manual_seed(1)
-        updater, model = MaskUpdater(algorithm, DENSITY, compute=compute, include=include), make()
-        recorder = Recorder(updater)
-        fit = trainer([updater, recorder, *callbacks()], **{"max_epochs": 2, "precision": "64-true", **settings})
-        fit.fit(model, loader() if data is None else data)
-        state = {name: value.clone() for name, value in state_tensors(fit.optimizers[0]).items()}
-        ends.append((recorder, weights(model), state, updater, model, fit))
-    return ends
-
-
-class Manual(ByHand, Net):
-    """Its optimizer is stepped by hand."""
-
-
-class Skipping(Manual):
-    """Every fourth gradient is thrown away."""
-
-    def training_step(self, batch, batch_idx):
-        optimizer = self.optimizers()
-        optimizer.zero_grad()
-        self.manual_backward(F.cross_entropy(self.net(batch[0]), batch[1]))
-        if batch_idx % 4 != 1:
-            optimizer.step()
-
-
-@pytest.mark.parametrize("kind", [Manual, Skipping])
-@pytest.mark.parametrize("algorithm", [RigL(every=2, stop=40), GMP(every=3, stop=15)], ids=["rigl", "gmp"])
-def test_loops_by_hand_train_as_with_dense_layers(kind, algorithm):
-    close(*both(lambda: kind("adamw"), algorithm))
-
-
-class Twice(Net):
-    """One layer is used twice in a pass, and its weight is looked at by a penalty."""
-
-    def __init__(self):
-        super().__init__("adamw")
-        self.middle = nn.Linear(20, 20)
-
-    def training_step(self, batch, batch_idx):
-        x = F.relu(self.net[4](self.net[:4](batch[0])))
-        x = F.relu(self.middle(F.relu(self.middle(x))))
-        return F.cross_entropy(self.net[6](x), batch[1]) + 1e-2 * self.middle.weight.square().sum()
-
-
-def test_a_layer_used_twice_and_read_by_a_penalty_trains_as_a_dense_one():
-    sparse, dense = both(Twice)
-    close(sparse, dense)
-    assert dense[0].moves >= 3
-
-
-class Functional(Net):
-    """A layer is used by its weight alone."""
-
-    def training_step(self, batch, batch_idx):
-        x = F.linear(self.net[:4](batch[0]), self.net[4].weight, self.net[4].bias)
-        return F.cross_entropy(self.net[6](F.relu(x)), batch[1])
-
-
-def test_code_that_takes_the_weight_itself_computes_and_grows_the_same():
-    sparse, dense = both(lambda: Functional("adamw"))
-    close(sparse, dense)
-    assert dense[0].moves >= 3
-
-
-class Keeping(Net):
-    """It keeps its losses, and with them the graphs of former steps."""
-
-    def training_step(self, batch, batch_idx):
-        self.losses = [*getattr(self, "losses", ())[-3:], super().training_step(batch, batch_idx)]
-        return self.losses[-1]
-
-
-def test_graphs_of_former_steps_that_are_kept_do_no_harm_when_counts_change():
-    close(*both(lambda: Keeping("adamw"), GMP(every=3)))
-
-
-class Thawing(Net):
-    """A layer is frozen at first."""
-
-    def on_train_start(self):
-        pass
-
-    def on_train_batch_start(self, batch, batch_idx):
-        if self.global_step == 6:
-            self.net[4].requires_grad_(True)
-
-
-def thawing():
-    model = Thawing("adamw")
-    model.net[4].requires_grad_(False)
-    return model
-
-
-def test_a_layer_that_is_unfrozen_joins_those_without_zeros():
-    kinds = []
-
-    class Look(Callback):
-        def on_train_batch_end(self, trainer, pl_module, *_):
-            kinds.append(type(pl_module.net[4]))
-
-    sparse, dense = both(thawing, callbacks=lambda: [Look()])
-    close(sparse, dense)
-    assert kinds[:24] == [nn.Linear] * 7 + [SparseLinear] * 17
-
-
-def test_two_callbacks_share_a_model():
-    ends = []
-    for compute in ("sparse", "dense"):
-        model = net("adamw")
-        first = MaskUpdater(RIGL, 0.5, include=["net.0"], compute=compute, name="a")
-        second = MaskUpdater(GMP(every=4), 0.2, include=["net.4", "net.6"], compute=compute, name="b")
-        recorders = [Recorder(first), Recorder(second)]
-        trainer([first, second, *recorders], max_epochs=2, precision="64-true").fit(model, loader())
-        ends.append(([each.masks for each in recorders], weights(model)))
-    assert ends[0][0] == ends[1][0]
-    torch.testing.assert_close(ends[0][1], ends[1][1], rtol=1e-9, atol=1e-12)
-
-
-class Words(Net):
-    """A table of words, of which the first is padding, and a layer."""
-
-    def __init__(self):
-        super().__init__("adamw")
-        self.net = nn.Sequential()
-        self.table, self.head = nn.Embedding(30, 16, padding_idx=0), nn.Linear(16, 5)
-
-    def training_step(self, batch, batch_idx):
-        ids = (batch[0].flatten(1)[:, :10].abs() * 15).long().clamp(max=29)
-        return F.cross_entropy(self.head(self.table(ids).mean(1)), batch[1])
-
-
-def test_an_embedding_that_is_asked_for_trains_as_a_dense_one():
-    kinds = []
-
-    class Look(Callback):
-        def on_train_batch_end(self, trainer, pl_module, *_):
-            kinds.append(type(pl_module.table))
-
-    sparse, dense = both(Words, include=["table", "head"], callbacks=lambda: [Look()])
-    close(sparse, dense)
-    assert kinds == [SparseEmbedding] * 24 + [nn.Embedding] * 24
 
 
 class Stepped(Net):
@@ -283,6 +135,54 @@ def test_copies_and_weights_that_are_loaded_in_mid_fit_keep_the_masks():
         assert same({name: model.get_parameter(name) != 0}, {name: mask})
 
 
+class Frozen(Net):
+    """Weights in channels_last; one is frozen on the way; a buffer of its own."""
+
+    def __init__(self):
+        super().__init__("adamw")
+        self.net[0].to(memory_format=torch.channels_last)
+        self.register_buffer("count", torch.zeros(()))
+
+    def on_train_batch_start(self, batch, batch_idx):
+        self.net[0].requires_grad_(batch_idx < 5)
+
+
+def test_what_a_parameter_is_beside_its_numbers_comes_back():
+    buffers = []
+
+    class Look(Callback):
+        def on_train_batch_end(self, trainer, pl_module, *_):
+            buffers.append([name for name, _ in pl_module.named_buffers()])
+
+    sparse, dense = both(Frozen, callbacks=lambda: [Look()])
+    close(sparse, dense)
+    for _, _, _, _, model, _ in (sparse, dense):
+        weight = model.net[0].weight
+        assert not weight.requires_grad
+        assert weight.is_contiguous(memory_format=torch.channels_last)
+        assert not weight.is_contiguous()
+    assert buffers == [["count"]] * 48
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "lbfgs"])
+def test_state_that_an_optimizer_has_saved_in_mid_fit_can_be_loaded_in_mid_fit(optimizer):
+    class Reload(Callback):
+        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+            if batch_idx == 5:
+                (stepping,) = trainer.optimizers
+                saved = copy.deepcopy(stepping.state_dict())
+                stepping.zero_grad()
+                for row in stepping.state.values():
+                    for value in row.values():
+                        if isinstance(value, torch.Tensor):
+                            value.zero_()
+                stepping.load_state_dict(saved)
+
+    ends = [run(RIGL, "sparse", optimizer=optimizer, callbacks=more) for more in ([Reload()], [])]
+    assert ends[0][0].masks == ends[1][0].masks
+    assert same(ends[0][1], ends[1][1])
+
+
 class Wide(Net):
     """An MLP whose weights are nearly all there is."""
 
@@ -299,9 +199,11 @@ def held(compute):
         def on_before_zero_grad(self, trainer, pl_module, optimizer):
             grads = [p.grad for p in pl_module.parameters() if p.grad is not None]
             state = [v for row in optimizer.state.values() for v in row.values() if isinstance(v, torch.Tensor)]
+            layers = [module for module in pl_module.modules() if isinstance(module, SparseLayer)]
+            places = [t for layer in layers for t in layer.index]
             if state:
                 counted = [*pl_module.parameters(), *grads, *state]
-                found.append([sum(t.nbytes for t in counted), sum(b.nbytes for b in pl_module.buffers())])
+                found.append([sum(t.nbytes for t in counted), sum(t.nbytes for t in places)])
 
     torch.manual_seed(1)
     updater = MaskUpdater("static", 0.05, allocation="uniform", compute=compute)
