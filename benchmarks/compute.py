@@ -28,20 +28,27 @@ from lightning_sparse.compute.native import native, using
 
 RESULTS = Path(__file__).parent / "results" / "compute.jsonl"
 DENSITIES = (0.2, 0.1, 0.05, 0.02, 0.01)
+BFLOAT16 = bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())  # whether this processor multiplies it
 Step = Callable[[], object]
 
 
 def timed(steps: Mapping[str, Step], rounds: int = 9) -> dict[str, float]:
-    """Median CPU milliseconds of each, taken in turns, so that a busy machine hits all of them."""
+    """Median CPU milliseconds of each, taken in turns, so that a busy machine hits all of them.
+
+    What takes longer than 0.3 seconds has a turn in each fourth round only.
+    """
     taken: dict[str, list[float]] = {name: [] for name in steps}
-    repeats = {}
+    repeats, every = {}, {}
     for name, step in steps.items():
         step()
         start = time.process_time()
         step()
-        repeats[name] = max(1, int(2e-3 / max(time.process_time() - start, 1e-6)))
-    for _ in range(rounds):
+        spent = time.process_time() - start
+        repeats[name], every[name] = max(1, int(2e-3 / max(spent, 1e-6))), 4 if spent > 0.3 and rounds > 4 else 1
+    for turn in range(rounds):
         for name, step in steps.items():
+            if turn % every[name]:
+                continue
             start = time.process_time()
             for _ in range(repeats[name]):
                 step()
@@ -104,16 +111,23 @@ def train() -> None:
         ((784, 300, 100, 10), 128, nn.ReLU),
         ((256, 1024, 256), 1024, nn.GELU),
     ):
-        for density in DENSITIES:
+        for density in (0.5, *DENSITIES) if sizes[0] == 1024 else DENSITIES:  # 50 %: past the crossing point
             layers = masked_mlp(sizes, density)
             x, target = torch.randn(batch, sizes[0]), torch.randn(batch, sizes[-1])
             steps = {}
             for name, kind in linear_kinds().items():
+                if name == "dense bf16" and not BFLOAT16 and density != DENSITIES[0]:
+                    continue  # thirty times as slow: once is enough
                 model = chain([kind(layer) for layer in layers], between)
                 step = trainer(model, x, target, name.endswith("bf16"))
+                try:
+                    step()
+                except IndexError as error:  # sparselab 0.2.2 keeps transposes by id()
+                    print(f"{name} fails: {error}")
+                    continue
                 steps[name] = under_torch(step) if name == "torch operators" else step
             setting = {"model": "-".join(map(str, sizes)), "batch": batch, "density": density}
-            keep("train", setting, timed(steps), "dense oneDNN")
+            keep("train", setting, timed(steps, 5), "dense oneDNN")
 
 
 def inference() -> None:
@@ -144,7 +158,7 @@ def _inferred(
     except ImportError:
         print("onnxruntime is not installed")
     with torch.inference_mode():
-        times = timed(steps, 15)
+        times = timed(steps, 9)
     setting = {"model": title, "batch": len(x), "density": density}
     keep("inference", setting, times, "ONNX Runtime" if "ONNX Runtime" in times else "torch")
 
