@@ -152,8 +152,8 @@ def plot() -> str:
     y = lambda s: top + height - (math.log(s) - math.log(0.03)) / math.log(20 / 0.03) * height  # noqa: E731
     colours = ("#c0392b", "#2980b9", "#8e44ad", "#7f8c8d", "#27ae60")
     parts = [
-        '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 780 410" font-family="sans-serif" font-size="12">',
-        '<rect width="780" height="410" fill="white"/>',
+        '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 840 410" font-family="sans-serif" font-size="12">',
+        '<rect width="840" height="410" fill="white"/>',
     ]
     for d in (0.01, 0.02, 0.05, 0.1, 0.2, 0.5):
         parts.append(f'<path d="M{x(d):.1f} {top}V{top + height}" stroke="#ddd"/>')
