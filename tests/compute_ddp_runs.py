@@ -17,10 +17,11 @@ class Masks(Callback):
     """The masks after every batch, and how many numbers the parameters have."""
 
     def __init__(self, updater):
-        self.updater, self.found, self.numbers = updater, [], 0
+        self.updater, self.found, self.numbers, self.kinds = updater, [], 0, []
 
     def on_train_batch_end(self, trainer, pl_module, *_):
         self.found.append(digest(self.updater.masks))
+        self.kinds.append(",".join(type(module).__name__ for module in pl_module.modules()))
         self.numbers = sum(p.numel() for p in pl_module.parameters())
 
 
@@ -32,11 +33,13 @@ def run(name: str, compute: str, rank: int, folder: Path | None = None, start: P
     fit = trainer([updater, masks, *keep], enable_checkpointing=bool(keep), **settings)
     fit.fit(model, loader(4, 96), ckpt_path=start)
     state = {name: value.clone() for name, value in state_tensors(fit.optimizers[0]).items()}
-    return {"masks": masks.found, "numbers": masks.numbers, "weights": weights(model), "state": state}
+    ends = {"masks": masks.found, "weights": weights(model), "state": state}
+    return {**ends, "numbers": masks.numbers, "kinds": masks.kinds}
 
 
 def on_a_rank(rank: int, folder: Path) -> dict:
     results = {f"{name}/{compute}": run(name, compute, rank) for name in ALGORITHMS for compute in ("sparse", "dense")}
+    results["auto"] = run("gmp", "auto", rank)
     results["whole"] = run("rigl", "sparse", rank, folder / "whole")
     results["again"] = run("rigl", "sparse", rank + 50, folder / "whole", folder / "whole" / "step=6.ckpt")
     torch.distributed.barrier()

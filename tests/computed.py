@@ -8,7 +8,6 @@ from lightning.pytorch import Callback
 
 from lightning_sparse import MaskUpdater, RigL
 
-
 RIGL = RigL(every=3, stop=1.0)
 
 
@@ -46,7 +45,7 @@ def close(left, right):
         torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-12)
 
 
-def both(make, algorithm=RIGL, *, callbacks=lambda: (), include=None, data=None, **settings):
+def both(make, algorithm=RIGL, *, callbacks=lambda: (), include=None, val=None, **settings):
     """The same run twice, sparse and dense: as :func:`computed.close` compares them."""
     ends = []
     for compute in ("sparse", "dense"):
@@ -54,7 +53,7 @@ def both(make, algorithm=RIGL, *, callbacks=lambda: (), include=None, data=None,
         updater, model = MaskUpdater(algorithm, DENSITY, compute=compute, include=include), make()
         recorder = Recorder(updater)
         fit = trainer([updater, recorder, *callbacks()], **{"max_epochs": 2, "precision": "64-true", **settings})
-        fit.fit(model, loader() if data is None else data)
+        fit.fit(model, loader(), val)
         state = {name: value.clone() for name, value in state_tensors(fit.optimizers[0]).items()}
         ends.append((recorder, weights(model), state, updater, model, fit))
     return ends

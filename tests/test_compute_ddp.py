@@ -36,6 +36,14 @@ def test_ranks_have_one_model(ranks, name):
     assert same(first["state"], second["state"])
 
 
+def test_ranks_choose_alike_whatever_each_would_have_measured(ranks):
+    first, second = (rank["auto"] for rank in ranks)
+    assert first["kinds"] == second["kinds"]
+    assert first["masks"] == ranks[0]["gmp/dense"]["masks"]
+    assert same(first["weights"], second["weights"])
+    torch.testing.assert_close(first["weights"], ranks[0]["gmp/dense"]["weights"], rtol=1e-9, atol=1e-12)
+
+
 def test_a_resumed_pair_ends_bit_for_bit_as_the_uninterrupted_one(ranks):
     for rank in ranks:
         assert same(rank["whole"]["weights"], rank["again"]["weights"])

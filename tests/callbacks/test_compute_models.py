@@ -145,3 +145,76 @@ def test_an_embedding_that_is_asked_for_trains_as_a_dense_one():
     sparse, dense = both(Words, include=["table", "head"], callbacks=lambda: [Look()])
     close(sparse, dense)
     assert kinds == [SparseEmbedding] * 24 + [nn.Embedding] * 24
+
+
+class Attending(Net):
+    """A transformer's layer: in evaluation torch takes its weights out of the modules."""
+
+    def __init__(self):
+        super().__init__("sgd")  # AdamW enlarges the last bit of gradients that are zero but for rounding
+        self.net = nn.Sequential()
+        self.layer = nn.TransformerEncoderLayer(12, 2, 48, dropout=0.0, batch_first=True)
+        self.head = nn.Linear(72, 5)
+        self.seen = []
+
+    def training_step(self, batch, batch_idx):
+        return F.cross_entropy(self.head(self.layer(batch[0].flatten(2).view(-1, 6, 12)).flatten(1)), batch[1])
+
+    def validation_step(self, batch, batch_idx):
+        self.seen.append(self.training_step(batch, batch_idx))
+
+
+@pytest.mark.filterwarnings("ignore:.*leaves dense.*")
+def test_a_transformer_trains_and_evaluates_as_with_dense_layers():
+    settings = {"val": loader(8, 16), "num_sanity_val_steps": 0}
+    sparse, dense = both(Attending, **settings)
+    close(sparse, dense)
+    assert dense[0].moves >= 3
+    assert len(dense[4].seen) == 4
+    torch.testing.assert_close(sparse[4].seen, dense[4].seen, rtol=1e-9, atol=1e-12)
+
+
+class Turns(ByHand, Net):
+    """Two optimizers, each of a part of the network, take turns; what the other one steps is frozen meanwhile."""
+
+    def __init__(self):
+        super().__init__("adamw")
+
+    def configure_optimizers(self):
+        parts = [self.net[:5], self.net[5:]]
+        return [torch.optim.AdamW(part.parameters(), lr=0.01) for part in parts]
+
+    def training_step(self, batch, batch_idx):
+        for optimizer in self.optimizers():
+            self.toggle_optimizer(optimizer)
+            loss = F.cross_entropy(self.net(batch[0]), batch[1])
+            optimizer.zero_grad()
+            self.manual_backward(loss)
+            optimizer.step()
+            self.untoggle_optimizer(optimizer)
+
+
+@pytest.mark.parametrize("algorithm", [RigL(every=3, stop=20), GMP(every=3, stop=15)], ids=["rigl", "gmp"])
+def test_two_optimizers_take_turns_as_with_dense_layers(algorithm):
+    sparse, dense = both(Turns, algorithm)
+    close(sparse, dense)
+    assert dense[0].moves >= 3
+
+
+class Shared(Net):
+    """One module under two names."""
+
+    def __init__(self):
+        super().__init__("adamw")
+        self.again = nn.ModuleDict({"first": self.net[4]})
+
+    def training_step(self, batch, batch_idx):
+        x = F.relu(self.again["first"](self.net[:4](batch[0])))
+        return F.cross_entropy(self.net[6](x), batch[1])
+
+
+def test_a_module_under_two_names_is_replaced_under_both():
+    sparse, dense = both(Shared)
+    close(sparse, dense)
+    assert sparse[4].again["first"] is sparse[4].net[4]
+    assert type(sparse[4].net[4]) is nn.Linear
