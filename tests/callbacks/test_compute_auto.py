@@ -19,9 +19,10 @@ class Kinds(Callback):
     """Which layers were without zeros in each batch."""
 
     def __init__(self):
-        self.found = []
+        self.found, self.hooks = [], []
 
     def on_train_batch_end(self, trainer, pl_module, *_):
+        self.hooks.append(sum(len(module._forward_pre_hooks) for module in pl_module.modules()))
         named = pl_module.named_modules()
         self.found.append({f"{name}.weight" for name, module in named if isinstance(module, SparseLayer)})
 
@@ -59,8 +60,10 @@ def test_layers_change_when_their_density_has_halved(clock):
 
 def test_it_is_measured_once_while_the_density_stays(clock, caplog):
     kinds = Kinds()
-    close(run(RigL(every=3, stop=1.0), "auto", callbacks=[kinds]), run(RigL(every=3, stop=1.0), "dense"))
+    auto = run(RigL(every=3, stop=1.0), "auto", callbacks=[kinds])
+    close(auto, run(RigL(every=3, stop=1.0), "dense"))
     assert len(clock) == 3
+    assert kinds.hooks == [3] + [0] * 23
     assert kinds.found == [set()] + [{"net.4.weight"}] * 23
     printed = caplog.text
     assert "net.4.weight   0.2073   300.000    207.292    sparse" in printed
