@@ -64,7 +64,8 @@ def hindrances(trainer: Any, pl_module: Any, algorithm: Algorithm) -> list[str]:
     if names := mixing(map(unwrap, trainer.optimizers)):
         found.append(f"{', '.join(names)} may not step each weight by itself")
     modules = list(pl_module.modules())
-    if getattr(pl_module, "_compiler_ctx", None) is not None or any(hasattr(m, "_orig_mod") for m in modules):
+    parts = any(hasattr(m, "_orig_mod") or getattr(m, "_compiled_call_impl", None) is not None for m in modules)
+    if parts or getattr(pl_module, "_compiler_ctx", None) is not None:
         found.append("the model is compiled")
     if any(isinstance(module, AveragedModel) for module in modules):
         found.append("the model keeps an average of itself")

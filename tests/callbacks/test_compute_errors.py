@@ -1,5 +1,7 @@
 """What has no form without zeros stays dense with a warning, or is refused by name where the user insists."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from computed import Recorder, close, run
@@ -9,7 +11,8 @@ from lightning.pytorch.callbacks import BackboneFinetuning
 from torch import nn
 from torch.nn.utils import parametrizations
 
-from lightning_sparse import BNChannelPruner, GlobalMagnitude, MaskUpdater, QuantizeSparse, Regularizer, RigL
+from lightning_sparse import BNChannelPruner, GlobalMagnitude, MaskUpdater, QuantizeSparse, Regularizer, RigL, Static
+from lightning_sparse.callbacks.hindrances import hindrances
 from lightning_sparse.catalogue import ALGORITHMS
 from lightning_sparse.compute import SparseLayer
 from lightning_sparse.optim import MaskedAdamW
@@ -93,7 +96,7 @@ def test_one_warning_names_the_layers_that_stay_dense_and_all_train_as_before():
 
 
 def refused(*words, callbacks=(), model=None, **settings):
-    model = model or net("adamw")
+    model = net("adamw") if model is None else model
     before = weights(model)
     updater = MaskUpdater("static", DENSITY, compute="sparse")
     with pytest.raises(MisconfigurationException) as caught:
@@ -159,6 +162,36 @@ class Averaging(Net):
 
 def test_a_model_that_keeps_an_average_of_itself_is_refused():
     refused("the model keeps an average of itself", model=Averaging())
+
+
+def inner(model):
+    model.net = torch.compile(model.net)
+    return model
+
+
+def itself(model):
+    model.net.compile()
+    return model
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("compiled", [torch.compile, inner, itself])
+def test_a_compiled_model_is_refused(compiled):
+    refused("the model is compiled", model=compiled(net("adamw")))
+
+
+class ModelParallelStrategy:
+    """Stands for a strategy and a device that no layer without zeros knows."""
+
+    root_device = torch.device("cuda")
+
+
+def test_a_strategy_and_a_device_are_named():
+    trainer = SimpleNamespace(strategy=ModelParallelStrategy(), precision="32-true", optimizers=[], callbacks=[])
+    found = hindrances(trainer, nn.Linear(2, 2), Static())
+    assert len(found) == 2
+    assert found[0].startswith("ModelParallelStrategy is not supported")
+    assert found[1] == "not supported on the device cuda"
 
 
 def test_a_precision_without_kernels_is_named():
