@@ -11,7 +11,7 @@ from lightning.pytorch import Callback
 from torch import nn
 from torch.utils.data import DataLoader
 
-from lightning_sparse import DensityLogger, MaskUpdater, RigL
+from lightning_sparse import DensityLogger, MaskUpdater, Regularizer, RigL
 from lightning_sparse.compute import SparseLayer, SparseLinear
 
 RIGL = RigL(every=3, stop=1.0)
@@ -91,6 +91,13 @@ def test_attributes_of_the_module_are_there_on_the_layer():
     model.net[0].note = "mine"
     trainer([MaskUpdater(RIGL, DENSITY, compute="sparse"), Look()], max_epochs=1).fit(model, loader())
     assert found == {"in_channels": 2, "kernel_size": (3, 3), "note": "mine", "in_features": 96, "out_features": 20}
+
+
+def test_a_penalty_on_activations_works_beside_it():
+    sparse, dense = both(lambda: net("adamw"), callbacks=lambda: [Regularizer("l1", 0.1, on="activations")])
+    close(sparse, dense)
+    (plain, _) = both(lambda: net("adamw"))
+    assert not same(plain[1], sparse[1])
 
 
 def logged(compute, tmp_path):

@@ -79,3 +79,20 @@ def test_checkpoints_of_weights_only_and_after_the_fit_are_dense_too(tmp_path):
         saved = torch.load(tmp_path / f"{name}.ckpt", weights_only=True)
         assert saved["state_dict"]["net.4.weight"].shape == (20, 96)
     assert saved["optimizer_states"][0]["state"][2]["exp_avg"].shape == (20, 96)
+
+
+def test_a_fit_after_a_test_of_a_checkpoint_goes_on_from_its_masks(tmp_path):
+    ends = []
+    for compute in ("sparse", "dense"):
+        updater, model = MaskUpdater(MOVING["rigl"], DENSITY, compute=compute), net("adamw").double()
+        settings = {"max_epochs": 1, "precision": "64-true", "enable_checkpointing": True}
+        fit = trainer([updater, saver(tmp_path / compute, 6)], **settings)
+        fit.fit(model, loader())
+        fit.test(model, loader(), ckpt_path=tmp_path / compute / "step=6.ckpt", verbose=False)
+        middle = updater.masks
+        trainer([updater], max_epochs=1, precision="64-true").fit(model, loader())
+        ends.append((middle, updater.masks, weights(model)))
+    assert same(ends[0][0], ends[1][0])
+    assert same(ends[0][1], ends[1][1])
+    assert not same(ends[0][0], ends[0][1])
+    torch.testing.assert_close(ends[0][2], ends[1][2], rtol=1e-9, atol=1e-12)
