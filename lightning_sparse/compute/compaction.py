@@ -76,7 +76,7 @@ class Compaction:
             place, mask = p.place, p.mask
             own = Replacement(place, mask, self.model, found)
             p.seat(own.place)
-            others = [Replacement(named[p.name], mask, shadow) for named, shadow in theirs]
+            others = [Replacement(named[p.name], mask, shadow) for named, shadow in theirs if p.name in named]
             own.layer.averaged = self._averaged
             own.layer.twins.extend(other.layer for other in others)
             self._held[p.name] = _Held(p, place, own, others)
