@@ -7,7 +7,7 @@ INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints
 # Neighbours stay together: what a module's tests share is built once, but where a worker takes over.
 PARALLEL := -n auto --maxprocesses 4 --dist worksteal
 
-.PHONY: demo test test-slow test-long lint types examples docs compat modules clean
+.PHONY: demo test test-slow test-long lint types examples docs compat modules kernels clean
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -66,5 +66,22 @@ modules:
 	timeout 1800 .venv-modules/bin/pip install --quiet $(PINNED) --build-constraint constraints-modules.txt -e . --group modules
 	timeout 600 .venv-modules/bin/python -m pytest -m modules tests/modules
 
+# The kernels against plain loops under sanitizers, on each path that this machine has. AVX-512 is at least compiled, and
+# its source, with vectors of its width, runs on what there is.
+SANITIZE := -std=c++17 -g -O1 -fopenmp -Wall -Wextra -Werror -Wno-psabi -fsanitize=address,undefined -fno-sanitize-recover=undefined
+CSRC := lightning_sparse/compute/csrc
+KERNELS := .kernels
+TRY = $(CXX) $(SANITIZE) $(1) $(CSRC)/selftest.cpp -o $(KERNELS)/$(2)
+AVX512 := -DISA=avx512 -DLANES=16
+kernels: export OMP_WAIT_POLICY := passive
+kernels:
+	mkdir -p $(KERNELS)
+	$(call TRY,-DISA=portable -DLANES=4,portable) && $(KERNELS)/portable
+	$(call TRY,$(AVX512),wide) && $(KERNELS)/wide
+	if grep -qw avx2 /proc/cpuinfo; then $(call TRY,-DISA=avx2 -DLANES=8 -mavx2 -mfma,avx2) && $(KERNELS)/avx2; fi
+	if test "$$(uname -m)" = x86_64; then \
+		$(call TRY,$(AVX512) -mavx512f -mavx512bw -mavx512vl -mavx512dq -mfma,avx512); fi
+	if grep -qw avx512vl /proc/cpuinfo; then $(KERNELS)/avx512; fi
+
 clean:
-	rm -rf $(VENV) .venv-compat .venv-modules site logs .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) .kernels .venv-compat .venv-modules site logs .mypy_cache .ruff_cache .pytest_cache

@@ -86,6 +86,13 @@ def test_a_callback_is_known_by_its_short_name(script):
     assert trained(stored)[:2] == ("RigL", 13)  # 0.2 * 64 = 12.8
 
 
+def test_layers_compute_live_weights_only_where_the_command_line_says_so(script):
+    more = ["--trainer.callbacks.density=0.2", "--trainer.callbacks.compute=sparse"]
+    stored = script("fit", f"--model={MODEL}", *QUIET, "--trainer.callbacks+=MaskUpdater", *more)
+    assert trained(stored)[:2] == ("RigL", 13)
+    assert stored["state_dict"]["layer.weight"].shape == (2, 32)
+
+
 def test_an_algorithm_is_known_by_its_short_name(script):
     more = ["--trainer.callbacks.algorithm=SET", "--trainer.callbacks.algorithm.every=2"]
     stored = script("fit", f"--model={MODEL}", *QUIET, "--trainer.callbacks+=MaskUpdater", *more)

@@ -75,3 +75,19 @@ def test_the_loss_of_a_sparse_network_falls(data):
     with torch.no_grad():
         after, before = (float(F.cross_entropy(m.net(images), labels)) for m in (model, mnist.LeNet()))
     assert after < 0.3 < before
+
+
+def test_layers_without_zeros_learn_what_dense_layers_learn(data):
+    masks, found = {}, {}
+    for compute in ("sparse", "dense"):
+        for precision in ("64-true", "32-true"):
+            seed_everything(0, verbose=False)
+            model, updater = mnist.LeNet(), MaskUpdater("rigl", density=0.05, compute=compute)
+            settings = {"max_epochs": 1, "limit_val_batches": 0, "precision": precision}
+            trainer([updater], **settings).fit(model, data.train_dataloader())
+            masks[compute, precision], found[compute, precision] = updater.masks, accuracy(model.float(), data)
+            assert updater.sparsifier.updates >= 3
+    ours, theirs = masks["sparse", "64-true"], masks["dense", "64-true"]
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    assert found["sparse", "64-true"] == pytest.approx(found["dense", "64-true"], abs=1e-3)
+    assert found["sparse", "32-true"] == pytest.approx(found["dense", "32-true"], abs=1e-2)

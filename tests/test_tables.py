@@ -97,6 +97,21 @@ def test_the_tables_of_exports_are_what_was_measured(table, monkeypatch):
     assert getattr(load("export_speed", monkeypatch), table)() in (ROOT / "docs" / "export.md").read_text()
 
 
+@pytest.mark.parametrize("part", ["machine", "training", "network", "inference", "memory", "roofline"])
+def test_the_tables_of_kernels_are_what_was_measured(part, monkeypatch):
+    assert getattr(load("compute_tables", monkeypatch), part)() in (ROOT / "docs" / "kernels.md").read_text()
+
+
+def test_the_plot_of_kernels_is_what_was_measured(monkeypatch):
+    assert load("compute_tables", monkeypatch).plot() == (ROOT / "docs" / "kernels.svg").read_text()
+
+
+def test_a_line_crosses_the_dense_one_where_its_speed_is_one(monkeypatch):
+    crossing = load("compute_tables", monkeypatch).crossing
+    assert crossing([(0.01, 1000.0), (0.1, 10.0), (0.4, 0.625)]) == pytest.approx(0.1**0.5)  # speed 0.1 / density ** 2
+    assert crossing([(0.01, 4.0), (0.5, 2.0)]) is None
+
+
 @pytest.mark.parametrize("name", ["accuracy", "fashion"])
 def test_a_row_of_another_recipe_does_not_count(name, monkeypatch):
     module = load(name, monkeypatch)

@@ -91,6 +91,10 @@ class ACDC(Periodic):
             return step >= self.stop
         return (step - self.begin) // float(self.every) % 2 == 0
 
+    def why_dense(self) -> str:
+        """See :meth:`Algorithm.why_dense`."""
+        return "trains all weights in its dense phases"
+
     def due(self, step: int) -> bool:
         """Where one phase ends and another begins."""
         return isinstance(self.every, int) and self.compressed(step) != self.compressed(step - 1)

@@ -28,7 +28,16 @@ def problems(updater: "MaskUpdater") -> list[str]:
     if isinstance(updater.density_wanted, Mapping) and updater.allocation is not None:
         found.append("a density for each glob leaves nothing to allocate; give allocation or globs, not both")
     found += pattern_problems(updater.pattern) + choice_problems(updater.include, updater.exclude)
-    if not isinstance(updater.compute, str) or updater.compute != "dense":
-        found.append(f"compute must be 'dense', got {updater.compute!r}; computing only non-zeros is not there yet")
+    found += _compute_problems(updater, known)
     found += start_problems(updater.init, updater.seed) + wrong_flags(updater, "reset_monitors", "restore_rng")
     return found + ([] if isinstance(updater.name, str) else [f"name must be str, got {updater.name!r}"])
+
+
+def _compute_problems(updater: "MaskUpdater", known: bool) -> list[str]:
+    if not isinstance(updater.compute, str) or updater.compute not in ("dense", "sparse", "auto"):
+        return [f"compute must be 'dense', 'sparse' or 'auto', got {updater.compute!r}"]
+    given = updater.algorithm
+    algorithm = ALGORITHMS[given]() if known and isinstance(given, str) else given
+    if updater.compute == "sparse" and isinstance(algorithm, Algorithm) and (reason := algorithm.why_dense()):
+        return [f"compute='sparse': {type(algorithm).__name__} {reason}; give compute='dense', or 'auto'"]
+    return []

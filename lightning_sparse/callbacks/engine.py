@@ -5,6 +5,7 @@ from glob import escape
 from typing import TYPE_CHECKING, Any
 
 from lightning_sparse.callbacks.base import MisconfigurationException, rank_zero_info
+from lightning_sparse.callbacks.computing.hindrances import refuse_compute
 from lightning_sparse.callbacks.data import TrainerBatches, TrainerLoss, check_start, example_inputs
 from lightning_sparse.callbacks.notices import announce
 from lightning_sparse.callbacks.run import horizon
@@ -38,6 +39,7 @@ def build(updater: "MaskUpdater", trainer: Any, pl_module: Any, state: Mapping[s
         rank_zero_info(f"{updater.name}: the checkpoint was trained dense; the largest of its weights stay live.")
         init = "magnitude"
     _check_others(updater, trainer, pl_module)
+    refuse_compute(updater, trainer, pl_module, algorithm)
     check_start(updater.name, algorithm, trainer, pl_module, new=not state)
     later = [escape(name) for other in state.get("later", ()) for name in other["params"]]
     where = (updater.include, [*updater.exclude, *later])

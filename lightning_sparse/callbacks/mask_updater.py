@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from lightning_sparse.callbacks.arguments import problems
 from lightning_sparse.callbacks.base import Callback, refers, without_model
+from lightning_sparse.callbacks.computing.computing import Computing
 from lightning_sparse.callbacks.engine import build, chosen
 from lightning_sparse.callbacks.learning_rate import LearningRate
 from lightning_sparse.callbacks.monitors import reset_monitors, warn_of_dense_best
@@ -54,7 +55,8 @@ class MaskUpdater(Callback):
         init: "random", or "magnitude" to keep the largest weights of a model that is trained already.
         include: globs over parameter or module names; None takes Linear, convolution, attention and recurrent weights.
         exclude: globs of what stays dense.
-        compute: "dense" multiplies with zeros. It is the only way so far.
+        compute: "dense" multiplies with zeros; "sparse": weights, gradients and optimizer state exist for live weights
+            only while fit lasts, and only these are multiplied; "auto" measures both for each layer.
         seed: of the masks' randomness; the global random state is never touched.
         reset_monitors: whether ModelCheckpoint and EarlyStopping begin anew when the final density is reached; else the
             best model under algorithms that begin dense may be one from before.
@@ -85,7 +87,7 @@ class MaskUpdater(Callback):
         init: Init = "random",
         include: list[str] | None = None,
         exclude: list[str] | tuple[str, ...] = (),
-        compute: Literal["dense"] = "dense",
+        compute: Literal["dense", "sparse", "auto"] = "dense",
         seed: int = 0,
         reset_monitors: bool = False,
         restore_rng: bool = True,
@@ -103,9 +105,8 @@ class MaskUpdater(Callback):
         self._carried: dict[str, Any] = {}  # from the callback that this is a copy of
         self._updates = 0
         self._begun_anew = False  # whether monitors were reset
-        self._rates = LearningRate()
-        self._unfrozen = Unfrozen()
-        self._unstepped = Unstepped()
+        self._rates, self._unfrozen = LearningRate(), Unfrozen()
+        self._unstepped, self._computing = Unstepped(), Computing()
         self._failed = False
         self._file = FileCheck()
 
@@ -169,6 +170,7 @@ class MaskUpdater(Callback):
                 self._pending = {}
         self._prepare(trainer, pl_module)
         assert self.sparsifier is not None
+        self._computing.start(self, trainer, pl_module)
         for engine in self.engines:
             for optimizer in trainer.optimizers:
                 engine.attach(optimizer)
@@ -190,6 +192,7 @@ class MaskUpdater(Callback):
         """Forget what was staged for a step that a gradient scaler skipped; take in layers that were unfrozen."""
         if self.sparsifier:
             self._unfrozen.join(self, trainer, pl_module, self.sparsifier.steps)
+            self._computing.look(self, trainer, pl_module, batch_idx)
             for engine in self.engines:
                 engine.discard()
                 engine.sample()
@@ -206,6 +209,7 @@ class MaskUpdater(Callback):
         """Moving averages of the model follow when masks have moved."""
         if self.sparsifier and self._moves != self._updates:
             self._updates = self._moves
+            self._computing.moved(trainer)
             follow_averages(trainer, *self.engines)
             if self.reset_monitors and not self._begun_anew and all(engine.settled() for engine in self.engines):
                 self._begun_anew = True
@@ -216,20 +220,22 @@ class MaskUpdater(Callback):
         for engine in self.engines:
             engine.rest()
 
+    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+        """What is done at the end of a fit, an export or a report, sees the plain model."""
+        self._computing.stop(self, trainer)
+
     def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Let go of the optimizers; masks stay, for a next fit."""
         rng = self._pending.get("rng")  # on_train_start takes it, but is not called if no step is left
         if stage == "fit" and trainer.ckpt_path is not None and trainer.global_step > 0 and rng and self.restore_rng:
             restore_random_states(trainer, rng)
-        for engine in self.engines:
-            engine.detach()
+        self._computing.let_go(self, trainer)
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
         """Let go: ``teardown`` is not called after errors."""
         self._failed, self._pending = True, {}
         self._file.explain(trainer, exception)
-        for engine in self.engines:
-            engine.detach()
+        self._computing.let_go(self, trainer)
 
     def state_dict(self) -> dict[str, Any]:
         """Masks, counters, the algorithm's state and the random states."""
@@ -256,7 +262,7 @@ class MaskUpdater(Callback):
     def __getstate__(self) -> dict[str, Any]:
         """Pickle and deepcopy without the model: masks travel as saved state."""
         masks = {**self.sparsifier.state_dict(), **self._unfrozen.state_dict()} if self.sparsifier else self._carried
-        gone = {"sparsifier": None, "_model": None, "_loaded": None, "_unfrozen": Unfrozen()}
+        gone = {"sparsifier": None, "_model": None, "_loaded": None, "_unfrozen": Unfrozen(), "_computing": Computing()}
         return {**without_model(self), **gone, "_carried": masks}
 
     # How -----------------------------------------------------------------------------------------------------------

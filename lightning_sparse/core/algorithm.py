@@ -58,6 +58,14 @@ class Algorithm(ABC):
         """The optimizer step whose weights are kept to go back to (0: the first ones); None for none."""
         return None
 
+    def why_dense(self) -> str:
+        """Why its layers need the zeros too (``compute="sparse"`` is refused); empty where live weights suffice."""
+        if self.rewind_step is not None:
+            return "goes back to the dense weights of an early step"
+        if type(self).observe is not Algorithm.observe:
+            return "looks at the dense gradient of every step"
+        return ""
+
     def too_short(self, total_steps: int | None) -> str:
         """What will not happen in a run of that length, and the way out; empty when all is well."""
         return ""

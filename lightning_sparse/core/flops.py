@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lightning_sparse.core.compact import Compact
 from lightning_sparse.core.probe import eval_mode
 from lightning_sparse.core.select import CONVS, TRANSPOSED, targets
 
@@ -50,6 +51,9 @@ class FlopCounter:
         self._names = {
             (id(m), a): names[id(w)] for m in model.modules() for a, w in m._parameters.items() if w is not None
         }
+        for target, _ in targets(model):
+            if isinstance(target.module, Compact) and target.attribute == "values":  # which knows the dense shape too
+                self._names[id(target.module), "weight"] = target.name
         self._handles = []
         for module in model.modules():
             if (rule := _rule(module)) is not None:
@@ -82,6 +86,8 @@ _Rule = Callable[[Any, Any, Any, Any], Mapping[str, float]]
 
 
 def _rule(module: nn.Module) -> _Rule | None:
+    if isinstance(module, Compact):
+        return (_convolution if len(module.shape) > 2 else _linear) if module.common else None
     if isinstance(module, CONVS):
         return _convolution
     if isinstance(module, TRANSPOSED):
@@ -97,8 +103,9 @@ def _rule(module: nn.Module) -> _Rule | None:
 
 
 def _convolution(module: Any, args: Any, kwargs: Any, out: Tensor) -> Costs:
-    channels = out.shape[out.ndim - module.weight.ndim + 1]  # an unbatched input has no batch dimension
-    return {"weight": 2.0 * module.weight.numel() * out.numel() / channels}
+    shape = _shape(module)
+    channels = out.shape[out.ndim - len(shape) + 1]  # an unbatched input has no batch dimension
+    return {"weight": 2.0 * shape.numel() * out.numel() / channels}
 
 
 def _transposed(module: Any, args: Any, kwargs: Any, out: Any) -> Costs:
@@ -107,7 +114,11 @@ def _transposed(module: Any, args: Any, kwargs: Any, out: Any) -> Costs:
 
 def _linear(module: Any, args: Any, kwargs: Any, out: Any) -> Costs:
     given = _first(args, kwargs)
-    return {"weight": 2.0 * module.weight.numel() * (given.numel() / given.shape[-1])}
+    return {"weight": 2.0 * _shape(module).numel() * (given.numel() / given.shape[-1])}
+
+
+def _shape(module: Any) -> torch.Size:
+    return module.shape if isinstance(module, Compact) else module.weight.shape
 
 
 def _attention(module: Any, args: Any, kwargs: Any, out: Any) -> Costs:

@@ -12,7 +12,7 @@ from lightning_sparse.core.gradients import Gradients, refuse_sparse, shown, uns
 from lightning_sparse.core.hooks import StepHooks, depth, loss_scale, skipped
 from lightning_sparse.core.latent import Latent, catch_up, latents, learn, settle_latents, show
 from lightning_sparse.core.masks import clear
-from lightning_sparse.core.optstate import ZeroGuard, carry_state, forget, sweep
+from lightning_sparse.core.optstate import ZeroGuard, carry_state, forget, move_state, sweep
 from lightning_sparse.core.param import SparseParam
 from lightning_sparse.core.patience import Patience
 from lightning_sparse.core.sharded import is_sharded, local, shard_like
@@ -54,6 +54,7 @@ class Follower:
         self._gradients, self._unused = Gradients(), Unused()
         self._guard, self._swap = ZeroGuard(), Swap(algorithm)
         self._hooks = StepHooks(optimizer, self._open, self._before, self.commit)
+        self._listen()
 
     def follows(self, optimizer: Optimizer) -> bool:
         """Whether this is the follower of ``optimizer``."""
@@ -76,6 +77,7 @@ class Follower:
         self.discard()
         show(self.algorithm, [p for p in self.params if p.noisy])  # the others may hold an average by now
         self._hooks.remove()
+        self._listen(False)
 
     def refresh(self) -> None:
         """Look for parameters that were added to the optimizer: a layer was unfrozen."""
@@ -136,6 +138,14 @@ class Follower:
         if not self._needs_gradient(self.steps + 1):
             for p in self.params:
                 p.dense_grad = None  # else the buffer is used again
+        self._listen()
+
+    def _listen(self, needed: bool | None = None) -> None:
+        """Have layers without zeros compute the dense gradient of the step that comes, if it is needed."""
+        for p in self.params:
+            if p.compact is not None:
+                p.compact.capture = self._needs_gradient(self.steps + 1) if needed is None else needed
+                p.dense_grad = None
 
     def look(self, params: Sequence[SparseParam], training: bool | None = None) -> None:
         """A forward pass comes: show each of these weights as it wants them, or else as the mode of its module does."""
@@ -145,6 +155,7 @@ class Follower:
     def _open(self) -> None:
         self._swap.restore(self.params)  # another closure of one step: its forward pass must see effective weights
         self._swap.forget()
+        self._gradients.reopen()
         self._staged = False
 
     def _before(self) -> None:
@@ -218,6 +229,13 @@ class Follower:
         """Take the new mask; what was dropped or grown is zero, in the weight and in the optimizer's state."""
         if torch.equal(mask, p.mask):
             return
+        if p.compact is not None:
+            before = p.live
+            source = p.compact.move(mask)
+            p.live = p.compact.live
+            move_state(self.optimizer, p.place.weight, before, source)
+            forget(self.optimizer)
+            return
         survivors = p.mask & mask
         p.set_mask(mask)
         if p.latent is None:
@@ -228,7 +246,8 @@ class Follower:
 
 def zero(params: Sequence[SparseParam]) -> None:
     """Zero the dead weights."""
-    clear([p.place.weight for p in params], [p.bits for p in params])
+    held = [p for p in params if p.compact is None]
+    clear([p.place.weight for p in held], [p.bits for p in held])
 
 
 def replaceable(algorithm: Algorithm, optimizer: Optimizer) -> None:

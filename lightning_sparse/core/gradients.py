@@ -5,9 +5,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from lightning_sparse.core.compact import Compact
 from lightning_sparse.core.masks import clear
 from lightning_sparse.core.param import SparseParam
-from lightning_sparse.core.sharded import agree, local
+from lightning_sparse.core.sharded import agree, is_distributed, local
 
 _WIDE = {torch.float16: torch.float32, torch.bfloat16: torch.float32}
 
@@ -17,11 +18,15 @@ class Gradients:
 
     def __init__(self) -> None:
         self._masked: dict[str, tuple[Tensor, int]] = {}  # gradients that were masked, and their version then
+        self._taken: set[str] = set()  # dense gradients that came from layers without zeros
 
     def keep(self, params: Sequence[SparseParam]) -> None:
         """Copy what is dense, before it is masked."""
         for p in params:
             gradient = p.place.weight.grad
+            if p.compact is not None:
+                self._take(p, p.compact)
+                continue
             if self._is_masked(p):
                 continue  # staged before: it is not dense any more
             if gradient is None or p.dense_grad is None or p.dense_grad.dtype != gradient.dtype:
@@ -31,7 +36,8 @@ class Gradients:
 
     def mask(self, params: Sequence[SparseParam]) -> None:
         """Zero the gradients of dead weights."""
-        todo = [p for p in params if p.place.weight.grad is not None and not self._is_masked(p)]
+        with_zeros = [p for p in params if p.compact is None and p.place.weight.grad is not None]
+        todo = [p for p in with_zeros if not self._is_masked(p)]
         gradients = [p.place.weight.grad for p in todo if p.place.weight.grad is not None]
         clear(gradients, [p.bits_for(g) for p, g in zip(todo, gradients, strict=True)])
         self._masked |= {p.name: (g, local(g)._version) for p, g in zip(todo, gradients, strict=True)}
@@ -39,6 +45,23 @@ class Gradients:
     def forget(self) -> None:
         """The step is over."""
         self._masked = {}
+        self.reopen()
+
+    def reopen(self) -> None:
+        """Another closure of the step: its gradients are new."""
+        self._taken.clear()
+
+    def _take(self, p: SparseParam, layer: Compact) -> None:
+        """What the backward passes of a layer without zeros have left since the last step."""
+        found, layer.dense_grad = layer.dense_grad, None
+        if found is None and layer.capture and layer.values.grad is not None and p.name not in self._taken:
+            found = torch.zeros(layer.shape, dtype=layer.values.dtype)  # other processes have used it
+        if found is not None:
+            if layer.averaged and is_distributed():
+                torch.distributed.all_reduce(found.div_(torch.distributed.get_world_size()))
+            more = p.dense_grad if p.name in self._taken else None  # a backward pass after the first look
+            p.dense_grad = found if more is None else more + found
+            self._taken.add(p.name)
 
     def _is_masked(self, p: SparseParam) -> bool:
         """Whether this gradient was masked already, and nothing was added since."""

@@ -25,6 +25,10 @@ class Latent(Algorithm):
     outcome: ClassVar[bool] = False  # density may be left open: what comes out is what was learned
     noisy: ClassVar[bool] = False  # training forward passes see a sample, others its centre
 
+    def why_dense(self) -> str:
+        """See :meth:`Algorithm.why_dense`."""
+        return "steps latent weights, which are dense"
+
     def holds(self, step: int) -> bool:
         """Whether weights are still latent after optimizer step ``step``; else they are plain, on fixed masks."""
         return True

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.optim import LBFGS, SGD, Adam, AdamW, Optimizer, RMSprop
 
+from lightning_sparse.core.compact import followed
 from lightning_sparse.core.masks import all_bits, clear
 from lightning_sparse.core.param import SparseParam
 from lightning_sparse.core.sharded import local, shard_like
@@ -35,15 +36,35 @@ def carry_state(optimizer: Optimizer, p: SparseParam, survivors: Tensor) -> None
 
     An optimizer that stores live entries only (``lightning_sparse.optim``) does so itself when it is told the mask.
     """
+    if p.compact is not None:
+        return  # see move_state
     mask_state(optimizer, p.place.weight, survivors)
     tell_mask(optimizer, p)
 
 
 def meet_state(optimizer: Optimizer, p: SparseParam) -> None:
     """An optimizer is about to be followed: zero the state of dead weights, where it is not zero already."""
+    if p.compact is not None:
+        return
     for value in state_tensors(optimizer, p.place.weight):
         _clear_wrong(value, shard_like(p.mask, value))
     tell_mask(optimizer, p)
+
+
+def move_state(optimizer: Optimizer, weight: Tensor, before: int, source: Tensor) -> None:
+    """After the values of a layer without zeros moved: their state follows them, that of new ones is zero.
+
+    Args:
+        optimizer: that steps them.
+        weight: the values.
+        before: how many there were.
+        source: for each value the index of the former one, or -1.
+    """
+    row = optimizer.state.get(weight, {})
+    for key, value in row.items():
+        if isinstance(value, Tensor) and value.shape == (before,) and value.is_floating_point():
+            moved = followed(value, source)
+            row[key] = value.copy_(moved) if moved.shape == value.shape else moved
 
 
 def _clear_wrong(value: Tensor, keep: Tensor) -> None:
@@ -62,7 +83,7 @@ def tell_mask(optimizer: Optimizer, p: SparseParam) -> None:
 def sweep(optimizer: Optimizer, params: Sequence[SparseParam]) -> None:
     """Zero dead state after a step of an optimizer that may fill it whatever the gradient (eps, first step sizes)."""
     if sweeps(optimizer):
-        for p in params:
+        for p in (p for p in params if p.compact is None):
             mask_state(optimizer, p.place.weight, p.mask)
 
 
@@ -80,7 +101,7 @@ def mask_history(optimizer: Optimizer, params: Sequence[SparseParam]) -> None:
     """Zero what is dead in LBFGS' history of flat steps and gradients; nothing for others."""
     if not isinstance(optimizer, LBFGS):
         return
-    masks = {id(p.place.weight): p.mask.flatten() for p in params}
+    masks = {id(p.place.weight): p.mask.flatten() for p in params if p.compact is None}
     weights = [w for group in optimizer.param_groups for w in group["params"]]
     flat = torch.cat([masks.get(id(w), torch.ones(w.numel(), dtype=torch.bool, device=w.device)) for w in weights])
     for state in optimizer.state.values():
@@ -94,6 +115,7 @@ def forget(optimizer: Optimizer) -> None:
     """Drop LBFGS' history, which is of other masks; nothing for others."""
     if isinstance(optimizer, LBFGS):
         optimizer.state.clear()
+        optimizer._numel_cache = None  # of a parameter that may have another size now
 
 
 class ZeroGuard:
@@ -113,7 +135,8 @@ class ZeroGuard:
         self._lifted = []
         for p in params:
             weight = p.place.weight
-            if weight.device.type != "cpu" or weight.dtype != torch.float32 or p.live == p.size:
+            held = p.compact is None and p.live < p.size
+            if weight.device.type != "cpu" or weight.dtype != torch.float32 or not held:
                 continue
             state = optimizer.state.get(weight, {})
             moments = [state[name] for name in _SECOND_MOMENTS if isinstance(state.get(name), Tensor)]

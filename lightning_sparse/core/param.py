@@ -7,9 +7,10 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from lightning_sparse.core.compact import Compact
 from lightning_sparse.core.masks import all_bits
 from lightning_sparse.core.patterns import Pattern, Unstructured, outputs_first, seen
-from lightning_sparse.core.select import Target, clean, inputs_first
+from lightning_sparse.core.select import Target, inputs_first, targets
 from lightning_sparse.core.sharded import full, is_sharded, local, same_places, shard_like
 
 Init = Literal["random", "magnitude"]
@@ -26,7 +27,6 @@ class SparseParam:
 
     Attributes:
         name: of the parameter in the model.
-        mask: bool, True where the weight lives. Only the engine sets it.
         live: number of live weights, ``mask.sum()``.
         state: tensors that the algorithm keeps between steps; they are saved in checkpoints.
         density: the share of live weights this layer was given, in (0, 1].
@@ -65,7 +65,7 @@ class SparseParam:
         self.written = (-1, 0)  # version and place of the weight as the engine left it
         self.step = 0
         self.resized = False  # whether the weight has lost channels, or another one of the model
-        self.set_mask(torch.ones(place.weight.shape, dtype=torch.bool))
+        self.set_mask(torch.ones(place.shape, dtype=torch.bool))
         self._shape = seen(place)
         # a free pattern needs no order: ties then go by the index in the weight as it is stored
         self._turns = inputs_first(place.module) and not isinstance(pattern, Unstructured)
@@ -76,7 +76,20 @@ class SparseParam:
 
         Whole, also where processes share it: then all of them must ask, here and for the gradient.
         """
+        if self.compact is not None:
+            return self.compact.dense_weight().detach()
         return full(self.place.weight.detach())
+
+    @property
+    def mask(self) -> Tensor:
+        """Bool, True where the weight lives. Only the engine sets it."""
+        return self.compact.mask if self.compact is not None else self._mask
+
+    @property
+    def compact(self) -> Compact | None:
+        """The layer that holds live weights only; None where zeros are held too, and ``place.weight`` is whole."""
+        module = self.place.module
+        return module if isinstance(module, Compact) else None
 
     @property
     def grad(self) -> Tensor:
@@ -131,11 +144,14 @@ class SparseParam:
         text = f"{self.seed}/{self.name}/{self.step}/{salt}".encode()
         seed = int.from_bytes(hashlib.sha256(text).digest()[:8], "little", signed=True)
         generator = torch.Generator().manual_seed(seed)
-        return torch.rand(self.mask.shape if shape is None else shape, generator=generator).to(self.mask.device)
+        numbers = torch.rand(self.place.shape if shape is None else shape, generator=generator)
+        return numbers.to(self.place.weight.device)
 
     def fit(self) -> None:
         """Follow the weight to another device or dtype (the engine's business)."""
         weight = self.place.weight
+        if self.compact is not None:
+            return
         if self._sharded and not is_sharded(weight):
             raise RuntimeError(
                 f"{self.name} is gathered from its shards while an optimizer steps, which changes only these; call "
@@ -151,10 +167,21 @@ class SparseParam:
     def set_mask(self, mask: Tensor) -> None:
         """Take a new mask (the engine's business)."""
         weight = self.place.weight
-        self.mask = mask.to(weight.device)
         self.live = int(mask.count_nonzero())
-        self.bits = all_bits(shard_like(self.mask, weight), weight.dtype)
         self._sharded = is_sharded(weight)
+        if self.compact is not None:
+            if not torch.equal(self.compact.mask, mask):
+                self.compact.move(mask)
+            self._mask = self.bits = torch.zeros(0)  # a bool and bits for each dead weight would be the larger part
+            return
+        self._mask = mask.to(weight.device)
+        self.bits = all_bits(shard_like(self._mask, weight), weight.dtype)
+
+    def seat(self, place: Target) -> None:
+        """Follow the weight into another module, which holds its zeros or does not (the engine's business)."""
+        mask = self.mask
+        self.place = place
+        self.set_mask(mask)
 
     def refit(self, mask: Tensor) -> float:
         """Follow the weight to another shape, with a mask for it; returns new by old size (the engine's business)."""
@@ -177,7 +204,13 @@ def densities(params: Mapping[str, SparseParam]) -> dict[str, float]:
 
 def mask_shadow(params: Mapping[str, SparseParam], model: nn.Module) -> None:
     """Zero in another model of these parameters, such as a moving average, what their masks leave out."""
-    for name, weight in model.named_parameters():
-        p = params.get(clean(name)) or params.get(clean(name).removeprefix("module."))
-        if p is not None:
+    for place, _ in targets(model):
+        p = params.get(place.name) or params.get(place.name.removeprefix("module."))
+        if p is None:
+            continue
+        if isinstance(place.module, Compact):
+            if not torch.equal(place.module.mask, mask := p.mask):
+                place.module.move(mask)
+        else:
+            weight = place.weight
             local(weight).masked_fill_(~shard_like(p.mask.to(weight.device), weight), 0.0)

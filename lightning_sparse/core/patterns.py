@@ -28,7 +28,7 @@ def outputs_first(tensor: Tensor, module: nn.Module) -> Tensor:
 
 def seen(target: Target) -> Size:
     """The shape of a weight with its outputs first, as patterns see it."""
-    return outputs_first(torch.empty(target.weight.shape, device="meta"), target.module).shape
+    return outputs_first(torch.empty(target.shape, device="meta"), target.module).shape
 
 
 _WIDE = {torch.float16: torch.float32, torch.bfloat16: torch.float32}  # what sums are taken in

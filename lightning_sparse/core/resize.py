@@ -28,7 +28,7 @@ def misfits(params: Mapping[str, SparseParam], cuts: Cuts) -> list[str]:
 def fit_shapes(params: Mapping[str, SparseParam]) -> None:
     """Weights that were given other shapes by a checkpoint: all live, until its masks are there too."""
     for p in params.values():
-        if p.mask.shape != p.place.weight.shape:
+        if p.mask.shape != p.place.shape:
             p.latent, p.dense_grad = None, None
             p.refit(torch.ones(p.place.weight.shape, dtype=torch.bool))
 

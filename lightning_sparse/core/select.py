@@ -4,8 +4,10 @@ from collections.abc import Collection, Iterator, Sequence
 from fnmatch import fnmatchcase
 from typing import NamedTuple
 
+import torch
 from torch import Tensor, nn
 
+from lightning_sparse.core.compact import Compact
 from lightning_sparse.core.errors import raise_problems
 
 _WRAPPERS = ("_orig_mod.", "_forward_module.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")
@@ -28,6 +30,12 @@ class Target(NamedTuple):
         """The parameter as it is now."""
         weight: Tensor = getattr(self.module, self.attribute)
         return weight
+
+    @property
+    def shape(self) -> torch.Size:
+        """Of the weight with its zeros."""
+        compact = isinstance(self.module, Compact) and self.attribute == "values"
+        return self.module.shape if compact else self.weight.shape  # type: ignore[return-value]
 
 
 def clean(name: str) -> str:
@@ -58,7 +66,8 @@ def targets(model: nn.Module) -> Iterator[tuple[Target, list[nn.Module]]]:
     for prefix, module in model.named_modules():
         for attribute, weight in module._parameters.items():
             if weight is not None:
-                name = clean(f"{prefix}.{attribute}" if prefix else attribute)
+                last = "weight" if isinstance(module, Compact) and attribute == "values" else attribute
+                name = clean(f"{prefix}.{last}" if prefix else last)
                 found.setdefault(id(weight), (Target(name, module, attribute), []))[1].append(module)
     yield from found.values()
 
@@ -99,13 +108,15 @@ def _may_be_sparse(target: Target, owners: Sequence[nn.Module]) -> bool:
         return False
     if isinstance(target.weight, nn.parameter.UninitializedParameter):
         return True
-    return target.weight.ndim >= 2 and target.weight.is_floating_point()
+    return len(target.shape) >= 2 and target.weight.is_floating_point()
 
 
 def _is_default(target: Target, owners: Sequence[nn.Module]) -> bool:
     if any(isinstance(owner, _EMBEDDINGS) for owner in owners):  # also a head tied to an embedding
         return False
     module = target.module
+    if isinstance(module, Compact):
+        return module.common and target.attribute == "values"
     if isinstance(module, CONVS + TRANSPOSED):
         return target.attribute == "weight" and not (module.groups > 1 and module.groups == module.in_channels)
     if is_linear(module):

@@ -47,13 +47,13 @@ def convert(
         >>> from lightning_sparse.quant.quantization import Layer, Range
         >>> net = nn.Sequential(nn.Linear(2, 1))
         >>> with torch.no_grad():
-        ...     _ = net[0].weight.copy_(torch.tensor([[1.27, 0.0]])), net[0].bias.fill_(0.5)
+        ...     _ = net[0].weight.copy_(torch.tensor([[127 / 64, 0.0]])), net[0].bias.fill_(0.5)
         >>> known = Quantization({"0": Layer("0", 8, input="0:in")}, {"0:in": Range(0.1, 0)})
         >>> small = convert(net, torch.ones(1, 2), known)
         >>> small[0].codes, small[0].bias_codes
-        (tensor([[127,   0]], dtype=torch.int8), tensor([500], dtype=torch.int32))
+        (tensor([[127,   0]], dtype=torch.int8), tensor([320], dtype=torch.int32))
         >>> small(torch.tensor([[0.52, 9.0]]))
-        tensor([[1.1350]])
+        tensor([[1.4922]])
     """
     wrong_arguments("convert", module, example_inputs)
     if target not in ("onnx", "executorch"):

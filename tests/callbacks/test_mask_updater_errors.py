@@ -41,7 +41,7 @@ def refused(error, *words, callbacks, model=None, data=None, **settings):
         ({"include": "net.4"}, ["include", "['net.4']"]),
         ({"exclude": "net.4"}, ["exclude", "['net.4']"]),
         ({"init": "zeros"}, ["'zeros'", "magnitude"]),
-        ({"compute": "sparse"}, ["'sparse'", "dense"]),
+        ({"compute": "sparce"}, ["'sparce'", "dense"]),
         ({"pattern": "2:4"}, ["'2:4'", "Pattern"]),
     ],
     ids=str,

@@ -1,0 +1,1 @@
+"""What MaskUpdater(compute=) is made of."""
