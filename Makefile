@@ -67,15 +67,20 @@ modules:
 	timeout 600 .venv-modules/bin/python -m pytest -m modules tests/modules
 
 # The kernels against plain loops under sanitizers, on each path that this machine has. AVX-512 is at least compiled, and
-# its source, with vectors of its width, runs on what there is.
-SANITIZE := -std=c++17 -g -O1 -fopenmp -Wall -Wextra -Werror -Wno-psabi -fsanitize=address,undefined -fno-sanitize-recover=undefined
+# its source, with vectors of its width, runs on what there is. A compiler that came without sanitizers does without, and
+# says so.
+SANITIZERS := -fsanitize=address,undefined -fno-sanitize-recover=undefined
+SANITIZE := -std=c++17 -g -O1 -fopenmp -Wall -Wextra -Werror -Wno-psabi
 CSRC := lightning_sparse/compute/csrc
 KERNELS := .kernels
-TRY = $(CXX) $(SANITIZE) $(1) $(CSRC)/selftest.cpp -o $(KERNELS)/$(2)
+TRY = $(CXX) $(SANITIZE) $$(cat $(KERNELS)/sanitizers) $(1) $(CSRC)/selftest.cpp -o $(KERNELS)/$(2)
 AVX512 := -DISA=avx512 -DLANES=16
 kernels: export OMP_WAIT_POLICY := passive
 kernels:
-	mkdir -p $(KERNELS)
+	rm -rf $(KERNELS) && mkdir -p $(KERNELS)
+	echo "$(SANITIZERS)" > $(KERNELS)/sanitizers
+	echo "int main() {}" | $(CXX) $(SANITIZERS) -x c++ - -o $(KERNELS)/any \
+		|| { echo "this compiler has no sanitizers" && : > $(KERNELS)/sanitizers; }
 	$(call TRY,-DISA=portable -DLANES=4,portable) && $(KERNELS)/portable
 	$(call TRY,$(AVX512),wide) && $(KERNELS)/wide
 	if grep -qw avx2 /proc/cpuinfo; then $(call TRY,-DISA=avx2 -DLANES=8 -mavx2 -mfma,avx2) && $(KERNELS)/avx2; fi

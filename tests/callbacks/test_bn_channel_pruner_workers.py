@@ -28,6 +28,7 @@ def ends(tmp_path_factory):
     return {s: [torch.load(folder / s / name, weights_only=True) for name in names] for s in SCENARIOS}
 
 
+@pytest.mark.slow
 @pytest.mark.ddp
 @pytest.mark.parametrize("scenario", SCENARIOS)
 def test_the_model_that_comes_back_is_the_workers(ends, scenario):
@@ -40,6 +41,7 @@ def test_the_model_that_comes_back_is_the_workers(ends, scenario):
     assert parent["finite"]  # it trains on, in the process that it came back to
 
 
+@pytest.mark.slow
 @pytest.mark.ddp
 @pytest.mark.parametrize("scenario", [name for name in SCENARIOS if name != "mixin"])
 def test_an_attached_callback_knows_what_its_workers_have_cut(ends, scenario):

@@ -10,7 +10,7 @@ from lightning.pytorch import Callback
 from torch import nn
 
 from lightning_sparse import GMP, MaskUpdater, RigL
-from lightning_sparse.callbacks import choice
+from lightning_sparse.callbacks.computing import choice
 from lightning_sparse.compute import SparseLayer
 from lightning_sparse.compute.measure import Timing, measure, seen
 

@@ -77,7 +77,8 @@ def test_a_run_that_is_killed_goes_on_bit_for_bit(kills, seed, tmp_path):
     assert sum(len(history["refused"]) for history in told) >= deaths["in a move"]
 
 
-@pytest.mark.parametrize(("kills", "seed"), [(2, 4), pytest.param(10, 2000, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize(("kills", "seed"), [(10, 2000)])
 def test_a_run_whose_channels_leave_goes_on_bit_for_bit_after_a_kill(kills, seed, tmp_path):
     """Weights and shapes, masks, the optimizer's state and every decision: which channels, when, of what is left."""
     told = histories(tmp_path, seed, kills, "channels")
