@@ -36,7 +36,7 @@ types: $(READY)
 	$(BIN)/mypy
 
 examples: $(READY)
-	cd examples && for file in mnist_rigl raw_loop fabric fine_tune own_algorithm regularize channels int8_onnx; do $(BIN)/python $$file.py --fast || exit 1; done
+	cd examples && for file in mnist_rigl raw_loop fabric fine_tune own_algorithm regularize channels int8_onnx compute; do $(BIN)/python $$file.py --fast || exit 1; done
 	$(BIN)/lightning-sparse fit --config examples/cli/mnist_rigl.yaml --trainer.max_epochs 1 --data.init_args.limit 6000
 	$(BIN)/lightning-sparse fit --config examples/cli/mnist_channels.yaml --trainer.max_epochs 5 --data.init_args.limit 1000
 
