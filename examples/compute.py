@@ -48,8 +48,8 @@ def main() -> None:
     print(f"{'':8} {'accuracy':>8} {'seconds':>8} {'megabytes':>10}")
     for name in ("dense", "masked", "sparse"):
         seed_everything(0, verbose=False)
-        compute = "sparse" if name == "sparse" else "dense"
-        sparse = [] if name == "dense" else [MaskUpdater(RigL(every=10 if fast else 100), density=0.05, compute=compute)]
+        rule, compute = RigL(every=10 if fast else 100), "sparse" if name == "sparse" else "dense"
+        sparse = [] if name == "dense" else [MaskUpdater(rule, density=0.05, compute=compute)]
         trainer = Trainer(
             max_epochs=1 if fast else 3,
             accelerator="cpu",

@@ -221,7 +221,7 @@ class MaskUpdater(Callback):
             engine.rest()
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
-        """What is done at the end of a fit, an export or a report, sees the plain model."""
+        """What is done when the fit ends, an export or a report, sees the plain model."""
         self._computing.stop(self, trainer)
 
     def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:

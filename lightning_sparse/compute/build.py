@@ -47,6 +47,8 @@ def library(isa: str) -> Path:
         with locked(found.with_suffix(".lock")):
             if not found.exists():  # another process may have been faster
                 compile_to(found, compiler, isa)
+    if hasattr(os, "getuid") and (owner := found.stat().st_uid) not in (os.getuid(), 0):  # else it runs their code
+        raise BuildError(f"{found} belongs to user {owner}; set LIGHTNING_SPARSE_CACHE to a folder of your own")
     return found
 
 

@@ -14,7 +14,8 @@ from lightning_sparse.compute.topology import Topology, conv_topology
 class SparseConv2d(SparseLayer):
     """A two-dimensional convolution with only the live entries of its weight held, multiplied and differentiated.
 
-    Groups, dilation and other padding than zeros are computed by torch's dense convolution: then only memory is saved.
+    Groups, dilation, other padding than zeros and "same" padding of even kernels are computed by torch's dense
+    convolution: then only memory is saved.
 
     Example:
         >>> dense = nn.Conv2d(2, 3, 3, padding=1)
@@ -59,7 +60,7 @@ class SparseConv2d(SparseLayer):
     def direct(self) -> bool:
         """Whether it computes non-zeros only."""
         plain = self.groups == 1 and self.dilation == (1, 1) and self.padding_mode == "zeros"
-        return plain and not isinstance(self.padding, str)
+        return plain and self._even() is not None
 
     def forward(self, x: Tensor) -> Tensor:
         channels = self.shape[1] * self.groups
@@ -69,11 +70,11 @@ class SparseConv2d(SparseLayer):
             x = x.to(torch.get_autocast_dtype(x.device.type))
         images = x if x.dim() == 4 else x[None]
         y = self._direct(images) if self.direct else self._dense(images)
-        y = self._watched(y, images)
+        y = self.watch(y, images)
         return y if x.dim() == 4 else y[0]
 
     def _direct(self, x: Tensor) -> Tensor:
-        padding = cast("tuple[int, int]", self.padding)
+        padding = cast("tuple[int, int]", self._even())
         index = cast(Index, self.index)
         return conv2d(x, self.values, self.bias, index, self.kernel, self.stride, padding)
 
@@ -84,6 +85,13 @@ class SparseConv2d(SparseLayer):
         if self.padding_mode != "zeros":
             x, padding = F.pad(x, self._edges(), mode=self.padding_mode), (0, 0)
         return F.conv2d(x, weight.to(x.dtype), bias, self.stride, padding, self.dilation, self.groups)
+
+    def _even(self) -> tuple[int, int] | None:
+        """Zeros on each side of height and width; None where the two sides differ."""
+        if not isinstance(self.padding, str):
+            return self.padding
+        left, right, top, bottom = self._edges()
+        return (top, left) if left == right and top == bottom else None
 
     def _edges(self) -> list[int]:
         """What ``F.pad`` takes: left, right, top, bottom."""

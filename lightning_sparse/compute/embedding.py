@@ -68,7 +68,7 @@ class SparseEmbedding(SparseLayer):
             values = torch.cat([values[: inside.start], values[inside].detach(), values[inside.stop :]])
         y = values.new_zeros(len(flat) * self.shape[1])
         y = y.index_copy(0, which * self.shape[1] + self.column[slot], values[slot])
-        return self._watched(y.view(*ids.shape, self.shape[1]), ids)
+        return self.watch(y, ids).view(*ids.shape, self.shape[1])
 
     def _dense_gradient(self, grad: Tensor, x: Tensor) -> Tensor:
         ids, flat = x.reshape(-1), grad.reshape(-1, self.shape[1])

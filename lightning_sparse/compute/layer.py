@@ -6,8 +6,9 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from lightning_sparse.compute.capture import Capture
 from lightning_sparse.compute.topology import Topology, positions, topology
-from lightning_sparse.core.compact import Compact, followed
+from lightning_sparse.core.compact import followed
 
 INDEX = ("pointer", "column", "turned_pointer", "turned_row", "order")
 
@@ -23,7 +24,7 @@ class Twins(list["SparseLayer"]):
         return Twins, ()
 
 
-class SparseLayer(Compact):
+class SparseLayer(Capture):
     """A weight by its live entries: ``values``, in the order of the flat dense weight, and buffers that say where.
 
     ``values`` is an ordinary Parameter, so any optimizer takes it. ``state_dict`` holds ``weight`` in the dense shape,
@@ -80,6 +81,13 @@ class SparseLayer(Compact):
             self.__dict__[name] = self._buffers.pop(name)
         return self
 
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy belongs to no engine: it takes the places of what it loads."""
+        state = super().__getstate__()
+        if self._places is not None:
+            state["_buffers"] = {**self._buffers, **{name: state.pop(name) for name in INDEX}}
+        return {**state, "bound": False, "_places": None}
+
     @property
     def live(self) -> int:
         """How many entries are live."""
@@ -97,11 +105,7 @@ class SparseLayer(Compact):
     @property
     def weight(self) -> Tensor:
         """The dense weight, for code that reads it: differentiable, made anew each time, and nothing to write into."""
-        weight = self.dense_weight()
-        if self.capture and weight.requires_grad:
-            self._forget_stale()
-            weight.register_hook(lambda grad: self._collect(grad.detach()))  # type: ignore[no-untyped-call]
-        return weight
+        return self.watch_weight(self.dense_weight())
 
     def dense_weight(self) -> Tensor:
         """The weight in its dense shape; differentiable."""
@@ -206,24 +210,6 @@ class SparseLayer(Compact):
             error_msgs.append(f"size mismatch for {key}: {list(weight.shape)} given, {list(self.shape)} expected")
         else:
             self.load_dense(weight)
-
-    def _watched(self, y: Tensor, x: Tensor) -> Tensor:
-        """The output, whose gradient will also give the dense gradient of the weight while ``capture`` is set."""
-        if self.capture and y.requires_grad and self.values.requires_grad:
-            kept = x.detach()
-            self._forget_stale()
-            y.register_hook(lambda grad: self._collect(self._dense_gradient(grad.detach(), kept)))  # type: ignore[no-untyped-call]
-        return y
-
-    def _forget_stale(self) -> None:
-        if self.values.grad is None:  # gradients were zeroed, and no step was taken with them
-            self.dense_grad = None
-
-    def _collect(self, found: Tensor) -> None:
-        self.dense_grad = found if self.dense_grad is None else self.dense_grad + found
-
-    def _dense_gradient(self, grad: Tensor, x: Tensor) -> Tensor:
-        raise NotImplementedError
 
     def to_dense(self) -> nn.Module:
         """The dense module, with zeros; it shares the bias."""

@@ -61,11 +61,11 @@ class SparseLinear(SparseLayer):
             raise ValueError(f"SparseLinear with {self.in_features} inputs got x of shape {list(x.shape)}")
         if torch.is_autocast_enabled(x.device.type):
             x = x.to(torch.get_autocast_dtype(x.device.type))
-        return self._watched(linear(x, self.values, self.bias, self.index), x)
+        return self.watch(linear(x, self.values, self.bias, self.index), x)
 
     def _dense_gradient(self, grad: Tensor, x: Tensor) -> Tensor:
         dtype = self.values.dtype
-        return grad.flatten(0, -2).t().to(dtype) @ x.flatten(0, -2).to(dtype)
+        return grad.reshape(-1, self.out_features).t().to(dtype) @ x.reshape(-1, self.in_features).to(dtype)
 
     def extra_repr(self) -> str:
         return (

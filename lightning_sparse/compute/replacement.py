@@ -53,6 +53,7 @@ class Replacement:
         self._format = _format(self._weight)
         self.layer: SparseLayer = FORMS[type(module)].from_dense(module, mask).bind()  # type: ignore[attr-defined]
         self.place = Target(place.name, self.layer, "values")
+        self._plain = set(vars(self.layer))
         _dress(self.layer, module)
         if self._weight.grad is not None:
             self.layer.values.grad, self._weight.grad = self.layer.of_values(self._weight.grad), None
@@ -74,6 +75,8 @@ class Replacement:
         for optimizer in optimizers:
             exchange(optimizer, Exchange(layer.values, weight, layer.spread))
         module.train(layer.training)
+        for name in {*_HOOKS, *vars(layer)} - self._plain | {"_is_full_backward_hook"}:
+            setattr(module, name, getattr(layer, name))  # what was noted on the layer meanwhile
         _put(self._model, layer, module)
 
 
@@ -83,7 +86,7 @@ def _dress(layer: SparseLayer, module: nn.Module) -> None:
         setattr(layer, name, getattr(module, name))
     own = vars(layer)
     for name, value in vars(module).items():
-        if not name.startswith("_") and name not in own and not hasattr(type(layer), name):
+        if name not in own and not hasattr(type(layer), name):
             setattr(layer, name, value)
 
 

@@ -54,8 +54,14 @@ class Gradients:
     def _take(self, p: SparseParam, layer: Compact) -> None:
         """What the backward passes of a layer without zeros have left since the last step."""
         found, layer.dense_grad = layer.dense_grad, None
-        if found is None and layer.capture and layer.values.grad is not None and p.name not in self._taken:
-            found = torch.zeros(layer.shape, dtype=layer.values.dtype)  # other processes have used it
+        gradient = layer.values.grad
+        if found is None and layer.capture and gradient is not None and p.name not in self._taken:
+            if not layer.averaged and bool(gradient.any()):
+                raise RuntimeError(
+                    f"{p.name} has a gradient, but the dense one, which masks grow by, is unknown: it did not come by "
+                    'calling the layer and backward() (vmap and autograd.grad hide that). Give compute="dense"'
+                )
+            found = torch.zeros(layer.shape, dtype=layer.values.dtype)  # other processes have used it, or none
         if found is not None:
             if layer.averaged and is_distributed():
                 torch.distributed.all_reduce(found.div_(torch.distributed.get_world_size()))

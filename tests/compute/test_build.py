@@ -153,3 +153,15 @@ def test_without_locks_it_is_compiled_all_the_same(fresh, monkeypatch):
     monkeypatch.setenv("CXX", script(fresh / "cxx", COMPILES))
     monkeypatch.setitem(sys.modules, "fcntl", None)
     assert build.library("portable").exists()
+
+
+@pytest.mark.skipif(not hasattr(os, "getuid"), reason="files have no owners here")
+def test_kernels_that_another_user_has_made_are_not_loaded(fresh, monkeypatch):
+    monkeypatch.setenv("CXX", script(fresh / "cxx", COMPILES))
+    found = build.library("portable")
+    if os.getuid() == 0:
+        os.chown(found, 6, -1)
+    monkeypatch.setattr(os, "getuid", lambda: 5)
+    owner = found.stat().st_uid
+    with pytest.raises(build.BuildError, match=f"belongs to user {owner}; set LIGHTNING_SPARSE_CACHE to a folder"):
+        build.library("portable")

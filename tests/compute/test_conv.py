@@ -87,18 +87,19 @@ def test_gradients_are_those_of_differences(path, options):
     assert torch.autograd.gradcheck(run, (x, sparse.values, sparse.bias))
 
 
+@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
 @pytest.mark.parametrize(
     "options",
     [
         {"groups": 2},
         {"dilation": 2},
-        {"padding": "same"},
+        {"kernel_size": 4, "padding": "same"},
         {"padding": 1, "padding_mode": "circular"},
         {"padding": "same", "padding_mode": "reflect"},
     ],
 )
 def test_what_the_kernels_have_not_is_computed_densely(options):
-    sparse, dense, mask = layer(4, 6, 3, **options)
+    sparse, dense, mask = layer(4, 6, **{"kernel_size": 3, **options})
     assert not sparse.direct
     compare(sparse, dense, mask, torch.randn(2, 4, 7, 8))
     assert torch.equal(sparse.to_dense()(torch.ones(1, 4, 7, 7)), dense(torch.ones(1, 4, 7, 7)))
@@ -169,3 +170,10 @@ def test_an_embedding_equals_a_masked_dense_one(padding):
 def test_an_embedding_that_renormalises_is_refused():
     with pytest.raises(ValueError, match="keep it dense"):
         SparseEmbedding.from_dense(nn.Embedding(3, 2, max_norm=1.0))
+
+
+@pytest.mark.parametrize(("kernel", "padding"), [(3, "same"), ((5, 1), "same"), (4, "valid")])
+def test_padding_by_name_that_is_alike_on_both_sides_is_computed_without_zeros(path, kernel, padding):
+    sparse, dense, mask = layer(4, 6, kernel, padding=padding)
+    assert sparse.direct
+    compare(sparse, dense, mask, torch.randn(2, 4, 7, 8))

@@ -1,9 +1,10 @@
 """What keeps the layers of a run from being computed without their zeros."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, ValuesView
 from typing import TYPE_CHECKING, Any
 
-from torch import nn
+from torch import Tensor, nn
+from torch.optim import LBFGS
 from torch.optim.swa_utils import AveragedModel
 
 from lightning_sparse.callbacks.base import MisconfigurationException
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
 
 _STRATEGIES = ("SingleDeviceStrategy", "DDPStrategy")
 _PRECISIONS = ("32-true", "64-true", "bf16-true", "bf16-mixed")
+_TORCHS = set(vars(nn.Module()))  # attributes that all modules have
+_CONTAINERS = (list, tuple, set, frozenset, ValuesView)
 _OTHERS = {  # callbacks that need dense layers, and why
     "BNChannelPruner": "cuts channels out of dense layers",
     "QuantizeSparse": "quantizes dense layers",
@@ -46,8 +49,17 @@ def refuse_compute(updater: "MaskUpdater", trainer: Any, pl_module: Any, algorit
 def without_form(pl_module: nn.Module, places: Sequence[Target]) -> dict[str, str]:
     """Weights that have no form without zeros, and why."""
     owners: Mapping[str, Sequence[nn.Module]] = {target.name: found for target, found in targets(pl_module)}
+    listed = _listed(pl_module)
     reasons = {place.name: unsupported(place, owners[place.name]) for place in places}
+    reasons |= {p.name: "kept in a list or dict of the model's own" for p in places if id(p.weight) in listed}
     return {name: reason for name, reason in reasons.items() if reason}
+
+
+def _listed(pl_module: nn.Module) -> set[int]:
+    """Tensors that modules keep in plain containers, by identity: who looks there would find them empty."""
+    own = [value for module in pl_module.modules() for name, value in vars(module).items() if name not in _TORCHS]
+    held = [value.values() if isinstance(value, Mapping) else value for value in own]
+    return {id(one) for each in held if isinstance(each, _CONTAINERS) for one in each if isinstance(one, Tensor)}
 
 
 def hindrances(trainer: Any, pl_module: Any, algorithm: Algorithm) -> list[str]:
@@ -69,7 +81,14 @@ def hindrances(trainer: Any, pl_module: Any, algorithm: Algorithm) -> list[str]:
         found.append("the model is compiled")
     if any(isinstance(module, AveragedModel) for module in modules):
         found.append("the model keeps an average of itself")
+    if any(isinstance(unwrap(optimizer), LBFGS) for optimizer in trainer.optimizers) and _updaters(trainer) > 1:
+        found.append("LBFGS has one state for the layers of several MaskUpdaters")
     return found + _others(trainer)
+
+
+def _updaters(trainer: Any) -> int:
+    """How many MaskUpdaters take zeros out."""
+    return sum(getattr(callback, "compute", "dense") in ("sparse", "auto") for callback in trainer.callbacks)
 
 
 def _others(trainer: Any) -> list[str]:
