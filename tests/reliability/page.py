@@ -53,7 +53,8 @@ STR and L0 after 5,000. Wrong counts: after how many steps other than the promis
 tensors, blocks of Python's allocator and bytes of the process, what a step added; of the lines of this package, what a
 step added at the one that grew the most. Time is CPU time of a step, soon after the beginning and at the end, and their
 ratio; beside it the ratio of a dense model that took its turn in the same loop, which is that of the machine. A
-Trainer's ratio has nothing beside it, and other programs ran meanwhile: it does not tell whether a step stays as cheap.
+Trainer's ratio has nothing beside it: while little else ran, a step with masks stayed as cheap as it was. The rows of
+the Trainer are of the date below, the others a day older.
 The last rows are controls: RigL that keeps something of every step, to see that a leak is found.
 
 {table}
